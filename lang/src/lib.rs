@@ -1,1 +1,7 @@
-//! See README.md.
+//! The `.mdl` language: from source text to graphs of primitives.
+//!
+//! `syntax` reads text and gives a tree, `diag` is how every mistake of the user is told. Pure: sources arrive as text,
+//! and nothing here touches files, devices or the network.
+
+pub mod diag;
+pub mod syntax;

@@ -1,0 +1,3 @@
+//! From source text to syntax tree, and back to well-spaced text.
+
+pub mod ast;
