@@ -8,6 +8,7 @@ mod axis;
 mod dtype;
 mod graph;
 mod op;
+pub mod philox;
 mod print;
 mod shape;
 mod span;
