@@ -4,4 +4,5 @@
 //! and nothing here touches files, devices or the network.
 
 pub mod diag;
+pub mod spec;
 pub mod syntax;

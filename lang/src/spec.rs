@@ -1,0 +1,290 @@
+//! What the checker gives: the stages of a recipe as plain data, every number known, every computation a [`Graph`].
+//!
+//! The runtime executes these and needs nothing else of the language. Deliberately absent: syntax, and anything that
+//! depends on the machine.
+
+use mdl_graph::{Axis, DType, Graph, Name, Span};
+use serde::{Deserialize, Serialize};
+
+/// A checked recipe.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Program {
+    /// Its `arg`s with their values, for `--help` and for the hash of a run.
+    pub args: Vec<Arg>,
+    /// In an order in which they can run: a stage comes after those that it needs.
+    pub stages: Vec<Stage>,
+}
+
+impl Program {
+    pub fn stage(&self, name: &str) -> Option<&Stage> {
+        self.stages.iter().find(|stage| stage.name == name)
+    }
+}
+
+/// An argument of the recipe: `arg steps: Int = 5_000`, set by `--steps 100`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Arg {
+    pub name: String,
+    /// Its declared type as written, `Int`, `Float`, `Str`, `Bool`.
+    pub ty: String,
+    /// Its doc comment.
+    pub doc: String,
+    /// The default as text; `None` when it must be given.
+    pub default: Option<String>,
+    /// The value in this run as text.
+    pub value: Option<String>,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Stage {
+    pub name: String,
+    pub span: Span,
+    /// The names of the stages whose artifacts it reads.
+    pub needs: Vec<String>,
+    pub kind: StageKind,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum StageKind {
+    Data(DataSpec),
+    Train(Box<TrainSpec>),
+    Eval(Box<EvalSpec>),
+}
+
+// ---- data ----
+
+/// A `data` block. Paths are as written, relative to the recipe's folder.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct DataSpec {
+    pub sources: Vec<Source>,
+    pub tokenizer: Option<Tokenizer>,
+    pub split: Split,
+    pub form: Form,
+    /// Seeds the split and the order of training.
+    pub seed: u64,
+}
+
+/// Where rows or text come from. `.gz` and `.zst` files are read as what they hold; `*` in a path matches file names.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Source {
+    /// `text("*.txt")`: whole files, one after another in the order of their paths.
+    Text { path: String, span: Span },
+    /// `jsonl("rows.jsonl", text: "content", label: "stars")`: an object a line.
+    Jsonl { path: String, text: String, label: Option<String>, span: Span },
+    /// `csv("rows.csv", text: "content", label: "stars", header: true, delimiter: ",")`. Without a header, columns are named `"0"`, `"1"`, ….
+    Csv { path: String, text: String, label: Option<String>, header: bool, delimiter: char, span: Span },
+    /// `lines("train.txt")`: `label sentence` on each line, the label an integer.
+    Lines { path: String, span: Span },
+    /// `idx(images: "train-images.gz", labels: "train-labels.gz")`: the files of MNIST.
+    Idx { images: String, labels: String, span: Span },
+    /// `addition(digits: 2)`: rows `12+34=046`, all pairs; the loss counts the answer only.
+    Addition { digits: u32, span: Span },
+    /// `random_tokens(vocab: 65, count: 100_000)`: uniform token ids, for benchmarks.
+    RandomTokens { vocab: u64, count: u64, span: Span },
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Tokenizer {
+    /// `chars()`: the characters of the training part, sorted.
+    Chars,
+    /// `bytes()`: 256 ids.
+    Bytes,
+    /// `bpe(vocab: 8_192)`: byte-level BPE, trained on the training part.
+    Bpe { vocab: u64 },
+    /// `tokenizer("tokenizer.json")`, or a folder with `vocab.json` and `merges.txt`.
+    File { path: String, span: Span },
+}
+
+/// `split = (train: 90%, val: 10%)`, fractions in order; or one source for each part.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Split {
+    pub parts: Vec<Part>,
+    /// The same share of each label in every part.
+    pub stratify: bool,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Part {
+    pub name: String,
+    pub share: Share,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Share {
+    Fraction(f64),
+    /// All rows of sources of its own: `val: lines("dev.txt")`.
+    Sources(Vec<Source>),
+}
+
+/// How text becomes rows of a batch.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Form {
+    /// `window = t`: pieces of one stream of tokens; `ids, next: int[t]`, `mask: bool[t]`.
+    Window { axis: Axis },
+    /// `pad = t`: a row each, cut or filled to `t`; `ids, next: int[t]`, `mask: bool[t]`, and `label: int[]` where there is one.
+    Pad { axis: Axis },
+    /// Rows as they are: images.
+    Rows,
+}
+
+/// What only reading the data tells; asked for through [`World`](crate::check::World).
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct DataFacts {
+    /// The number of token ids; 0 without a tokenizer.
+    pub vocab: u64,
+    /// The number of labels; 0 without.
+    pub classes: u64,
+    /// What a batch holds, without the axis `batch`.
+    pub fields: Vec<Field>,
+    /// Rows in each part.
+    pub rows: Vec<(String, u64)>,
+    /// Hash of everything that decides what batches hold.
+    pub hash: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Field {
+    pub name: String,
+    pub dtype: DType,
+    pub axes: Vec<Axis>,
+}
+
+// ---- train ----
+
+/// A `train` block.
+///
+/// Inputs of its graphs: weights by path (kind `Weight`), what layers and optimizers remember (kind `State`), batch
+/// fields by name with the axis `batch` first (kind `Batch`), and the scalars `seed: i32[]` and `step: i32[]`, the
+/// number of the step from 0 (kind `Scalar`).
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct TrainSpec {
+    /// The name of its data stage.
+    pub data: String,
+    pub weights: Vec<Weight>,
+    /// Layer states, optimizer states (`m/blocks.attn.q.w`), averages (`average/…`): all that is saved besides the weights.
+    pub states: Vec<State>,
+    /// The first values: an output for each weight and each state, under its name; inputs `seed` and `step`.
+    pub init: Graph,
+    /// One step on one whole batch. Outputs: values `loss`, `lr`, `grad_norm` and reported metrics; the next weights and states.
+    pub step: Graph,
+    /// The model alone, not training, `batch` = 1: the value `logits` from the batch field `ids`. `None` for models without one.
+    pub forward: Option<Graph>,
+    pub batch: u64,
+    /// Pieces that a batch is cut into.
+    pub micro: u64,
+    pub steps: u64,
+    pub precision: Precision,
+    /// The most bytes that a step may use.
+    pub memory: Option<u64>,
+    pub seed: u64,
+    pub evaluate: Option<Evaluate>,
+    pub save: Save,
+    pub sample: Option<Sample>,
+    /// Ends the stage when the evaluated loss has not improved for this many evaluations.
+    pub patience: Option<u64>,
+}
+
+/// A trained tensor. Its input in graphs is named `path`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Weight {
+    /// `blocks.attn.q.w`, without the indices of copies.
+    pub path: Name,
+    /// Axes of copies (`repeat`, `each`), outermost first.
+    pub stacked: Vec<Axis>,
+    /// The declared axes in order: what files and reports show after the stacked ones.
+    pub axes: Vec<Axis>,
+    /// The two sides of its arrow; both empty without one.
+    pub from: Vec<Name>,
+    pub to: Vec<Name>,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct State {
+    pub name: Name,
+    pub dtype: DType,
+    /// In declared order, stacked ones first.
+    pub axes: Vec<Axis>,
+    pub kind: StateKind,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum StateKind {
+    Layer,
+    Optimizer,
+    Average,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Precision {
+    F32,
+    BF16,
+    F16,
+}
+
+/// `evaluate = every(250, on: plays.val)`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Evaluate {
+    pub every: u64,
+    /// The part of the data.
+    pub part: String,
+    /// The objective, not training, on one batch; values `loss` and metrics.
+    pub graph: Graph,
+}
+
+/// `save = every(1_000, keep: 2)`. The last step is always saved.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Save {
+    pub every: Option<u64>,
+    pub keep: u64,
+}
+
+/// `sample = every(500, prompt: "ROMEO:", new: 200)`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Sample {
+    pub every: u64,
+    pub prompt: String,
+    pub new: u64,
+    pub temperature: f64,
+}
+
+// ---- eval ----
+
+/// An `eval` block.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct EvalSpec {
+    /// The train stage whose result is measured.
+    pub of: String,
+    /// The data stage, and the part of it.
+    pub data: String,
+    pub part: String,
+    pub batch: u64,
+    /// Not training, on one batch: one value for each metric's `of`.
+    pub graph: Graph,
+    pub metrics: Vec<Metric>,
+}
+
+/// A number of the result: the mean of the value `of` over all that counts, then `finish`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Metric {
+    pub name: String,
+    pub of: String,
+    pub finish: Finish,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Finish {
+    Mean,
+    /// `exp(mean)`: perplexity.
+    Exp,
+    /// The mean times counted tokens, divided by the bytes of their text and ln 2.
+    BitsPerByte,
+}
+
