@@ -1,0 +1,95 @@
+#!/usr/bin/env python3
+"""Makes the small data sets that the examples ship: `examples/data/reviews` and `examples/data/digits`.
+
+usage: samples.py
+
+Both are generated, so that they are small, free, and the same everywhere. They have the layouts of SST-2 (`label sentence` lines)
+and of MNIST (IDX files), so `--data` can point an example at the real ones.
+"""
+import gzip
+import pathlib
+import random
+import struct
+
+OUT = pathlib.Path(__file__).resolve().parent.parent.parent / "examples" / "data"
+
+GOOD = "warm clever funny moving graceful thrilling honest charming rich bright tender sharp inventive delightful gripping".split()
+BAD = "dull clumsy tedious hollow lazy stale shallow noisy bland confused tiresome forced lifeless predictable messy".split()
+THINGS = "film story script cast plot dialogue ending pace music camera first half second act director lead".replace(
+    "first half", "first-half").replace("second act", "second-act").split()
+OPEN = ["the {t} is {a} and {b}", "a {a} , {b} {t}", "{a} from start to finish , with a {b} {t}", "i found the {t} {a} , even {b}",
+        "it has a {a} {t} and a {b} {u}", "the {t} and the {u} are {a}", "what a {a} {t} !", "never less than {a} , often {b}"]
+TURN = ["not {x} but {a}", "it is not {x} at all : the {t} is {a}", "others call it {x} ; the {t} is {a} , the {u} {b}"]
+
+
+def sentence(rng, label):
+    mine, other = (GOOD, BAD) if label else (BAD, GOOD)
+    a, b = rng.sample(mine, 2)
+    t, u = rng.sample(THINGS, 2)
+    form = rng.choice(OPEN if rng.random() < 0.8 else TURN)
+    return form.format(a=a, b=b, t=t, u=u, x=rng.choice(other))
+
+
+def reviews():
+    rng = random.Random(1)
+    folder = OUT / "reviews"
+    folder.mkdir(parents=True, exist_ok=True)
+    seen = set()
+    for part, count in (("train", 600), ("dev", 100), ("test", 100)):
+        rows = []
+        while len(rows) < count:
+            label = rng.randrange(2)
+            row = f"{label} {sentence(rng, label)}"
+            if row not in seen:
+                seen.add(row)
+                rows.append(row)
+        (folder / f"{part}.txt").write_text("\n".join(rows) + "\n")
+
+
+FONT = """
+.###. ..#.. .###. .###. ...#. ##### .###. ##### .###. .###.
+#...# .##.. #...# #...# ..##. #.... #.... ....# #...# #...#
+#..## ..#.. ....# ....# .#.#. ####. #.... ...#. #...# #...#
+#.#.# ..#.. ...#. ..##. #..#. ....# ####. ..#.. .###. .####
+##..# ..#.. ..#.. ....# ##### ....# #...# ..#.. #...# ....#
+#...# ..#.. .#... #...# ...#. #...# #...# .#... #...# ....#
+.###. .###. ##### .###. ...#. .###. .###. .#... .###. .###.
+""".split()
+SIDE = 28
+
+
+def picture(rng, digit):
+    """A digit of 5 by 7 dots, drawn 2 to 3 pixels a dot, leaning, somewhere in 28 by 28."""
+    wide, tall = rng.choice((2, 3)), rng.choice((2, 3))
+    lean = rng.choice((-0.2, 0.0, 0.2))
+    ink = rng.choice((160, 200, 240))
+    rows = [FONT[10 * r + digit] for r in range(7)]
+    top, left = rng.randrange(2, SIDE - 7 * tall - 1), rng.randrange(6, SIDE - 5 * wide - 5)
+    pixels = bytearray(SIDE * SIDE)
+    for r in range(7 * tall):
+        for c in range(5 * wide):
+            if rows[r // tall][c // wide] == "#" and rng.random() > 0.05:
+                column = left + c + round(lean * (7 * tall / 2 - r))
+                pixels[(top + r) * SIDE + column] = ink
+    return bytes(pixels)
+
+
+def pack(path, header, body):
+    with open(path, "wb") as raw, gzip.GzipFile(fileobj=raw, mode="wb", mtime=0, filename="") as out:
+        out.write(header + body)
+
+
+def digits():
+    rng = random.Random(2)
+    folder = OUT / "digits"
+    folder.mkdir(parents=True, exist_ok=True)
+    for part, count in (("train", 1000), ("t10k", 200)):
+        labels = bytes(i % 10 for i in range(count))
+        images = b"".join(picture(rng, label) for label in labels)
+        pack(folder / f"{part}-images-idx3-ubyte.gz", struct.pack(">IIII", 0x0803, count, SIDE, SIDE), images)
+        pack(folder / f"{part}-labels-idx1-ubyte.gz", struct.pack(">II", 0x0801, count), labels)
+
+
+if __name__ == "__main__":
+    reviews()
+    digits()
