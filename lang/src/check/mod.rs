@@ -1,0 +1,52 @@
+//! The checker: an evaluator that turns a recipe's expressions into compile-time values and [`Graph`](mdl_graph::Graph)s.
+//!
+//! Everything is monomorphic once layers are built and functions are called, so checking *is* evaluating: numbers, lists,
+//! layers and functions are worked out here, and an operation on a tensor adds a node to the graph under construction.
+//! Mistakes are pushed as diagnostics; `Err(Stop)` only says "already reported", and `Value::Error` keeps it from being
+//! reported twice.
+//!
+//! In: parsed files ([`Elaborator::load`]) and what the caller defines ([`Elaborator::define`]). Out: [`Value`]s, the
+//! table of weights, and graphs. Deliberately absent: what the fields of stages mean (`stage/`), reading data, devices.
+//!
+//! # How to use it
+//!
+//! ```text
+//! let mut elab = Elaborator::new(sources, world);
+//! let root = elab.load_root(file_id);                      // parses, resolves imports; errors become diagnostics
+//! let env = elab.file_env(root);                           // the scope of the recipe file
+//! elab.define(root, "plays", record);                      // a name that stages make: wins over items of the same name
+//! let value = elab.eval(&env, &expr)?;                     // any expression; `Err(Stop)`: a diagnostic was pushed
+//! let value = elab.call(&callee, args, span)?;             // `Args::of([(value, span)…])`
+//! ```
+//!
+//! 1. *A model and its weights.* `let model = elab.build_root("gpt", &env, &expr)?` evaluates an expression under a root
+//!    name (a `model gpt = …` item does so by itself, root `gpt`). `elab.stored()` lists weights and layer states in
+//!    order of declaration, [`Stored`]: `path`, `stack` (the axes of copies, outermost first), `axes` (declared order),
+//!    `from`/`to` (arrow), `kind`, `root`. `elab.stored_of(&model)` gives the ids of those that a model uses.
+//!    `elab.set_trained(["gpt"])` says which roots train (`training` is true inside them) and are named without their
+//!    root in graphs; inputs of other roots are named `root/path`.
+//! 2. *An objective.* `elab.begin()` starts a graph. `elab.input("ids", InputKind::Batch, ty)` gives tensors for the record
+//!    `Value::record([("ids", tensor)…])`; then `elab.call(&objective, [model, batch])`. Afterwards `elab.take_losses()` are
+//!    the `loss name = …` of layers (name, f32[] tensor), already summed over copies, to be added to the loss and reported;
+//!    `elab.take_next()` the new values of layer states, `(StoredId, tensor)`, in graph names. `elab.grads(loss, &ids)` adds
+//!    the `Grad` marker for the inputs of stored ids. `elab.output("loss", &tensor)`, `elab.output_next(id, &tensor)`, and
+//!    `elab.finish() -> Graph` (dead nodes dropped, verified).
+//! 3. *An optimizer.* `elab.optimizer_states(&optimizer, weight_id)` lists what it keeps for a weight (name, axes);
+//!    `elab.optimizer_step(&optimizer, weight_id, w, g, n, states) -> (w, states)` runs `step` for one weight, the axes of
+//!    copies hidden. `elab.optimizer_takes(&optimizer, weight_id)`: whether its `for [..]` accepts the weight.
+//! 4. *Initial values.* `elab.begin(); elab.init_stored(id)?` gives the tensor of a weight's or state's first value;
+//!    `elab.init_optimizer_state(&optimizer, weight_id, k)` that of an optimizer's.
+//!
+//! # Initializers
+//!
+//! A function whose header axes were not given waits for them: `normal(std: 0.02)` is a *maker*. A weight fills the
+//! header with its own axes: one pack or `..over` takes them all, `[..from -> ..to]` the two sides of the weight's arrow (a
+//! weight without one has all axes on the right). Draws include the axes of copies (`repeat`, `each`), sizes do not.
+//! `f(like: x)` fills a maker with the axes of `x`, of each member if `x` is a record.
+//!
+//! # Names
+//!
+//! Inside a frame (one call of a function or layer) a tensor's axes in the graph *are* the frame's names; a call adds
+//! `Rename` nodes on its way in and out. A member of a pack `..from` given `width` is called `from.width` inside. What
+//! comes in through `..` keeps its name unless the callee mentions it, then it becomes `name~1` (no user can write `~`).
+//! Axes of `map` and `each` are *hidden*, `row~2`: reductions over everything leave them alone.
