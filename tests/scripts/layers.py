@@ -4,8 +4,8 @@
 usage: layers.py             (needs torch, numpy, safetensors)
 
 Writes `fixtures/layers.safetensors` and `fixtures/layers.json`. A case of the JSON holds `axes` (name -> size), `call` (an `.mdl`
-expression of the inputs, and of the layer `it` when there is one), `layer` (how `it` is built, or null), and the axes of each input,
-weight and result in the order in which the tensors store them. Tensors of case C: `C/in.x`, `C/w.PATH`, `C/out`, `C/seed` (what the
+expression of the inputs, and of the layer `it` when there is one), `layer` (how `it` is built, or null), `training` where it is true,
+and the axes of each input, weight and result in the order in which the tensors store them. Tensors of case C: `C/in.x`, `C/w.PATH`, `C/out`, `C/seed` (what the
 result is multiplied by before it is summed), `C/d.in.x` and `C/d.w.PATH` (the derivatives of that sum).
 """
 import json
@@ -80,6 +80,20 @@ def norms():
          lambda i, w: F.rms_norm(i["x"], (4, 5), w["gain"], 1e-6), "RmsNorm[b, c]()", dict(gain=(["b", "c"], draw(4, 5))))
     case("layer_norm", axes, "it(x)", dict(x=(["a", "b", "c"], draw(3, 4, 5))), ["a", "b", "c"],
          lambda i, w: F.layer_norm(i["x"], (5,), w["gain"], w["bias"], 1e-5), "LayerNorm[c]()", dict(gain=(["c"], draw(5)), bias=bias))
+
+
+def batch_norm():
+    """While training: statistics of the batch, and running ones that move by `rate` (torch moves the variance by the unbiased one, so
+    only outputs and gradients are compared); outside training: the running ones."""
+    axes = dict(a=6, b=3, c=4)
+    weights = lambda: dict(gain=(["c"], draw(4)), bias=(["c"], draw(4)))
+    x = lambda: dict(x=(["a", "b", "c"], draw(6, 3, 4)))
+    case("batch_norm", axes, "it(x)", x(), ["a", "b", "c"],
+         lambda i, w: F.batch_norm(i["x"].permute(0, 2, 1), None, None, w["gain"], w["bias"], True, 0.1, 1e-5).permute(0, 2, 1),
+         "BatchNorm[c]()", weights())
+    CASES["batch_norm"]["training"] = True
+    case("batch_norm_frozen", axes, "it(x)", x(), ["a", "b", "c"],
+         lambda i, w: i["x"] / (1 + 1e-5) ** 0.5 * w["gain"] + w["bias"], "BatchNorm[c]()", weights())
 
 
 def tables():
@@ -207,7 +221,7 @@ def convolution():
 if __name__ == "__main__":
     torch.manual_seed(0)
     torch.set_num_threads(1)
-    for make in (pointwise, rows, norms, tables, attention, networks, recurrent, convolution):
+    for make in (pointwise, rows, norms, batch_norm, tables, attention, networks, recurrent, convolution):
         make()
     save_file(TENSORS, OUT / "layers.safetensors")
     (OUT / "layers.safetensors").chmod(0o644)
