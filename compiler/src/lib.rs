@@ -5,6 +5,7 @@
 //! Invariants: each pass gives a graph that verifies, with the inputs of the one it took. Deliberately absent: machine code,
 //! files, threads, and the language: this crate knows graphs only.
 
+pub mod decode;
 pub mod kernel;
 pub mod plan;
 pub mod reference;
