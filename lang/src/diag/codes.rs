@@ -54,6 +54,7 @@ codes! {
     E0114: "comparisons cannot be chained";
     E0115: "the same name is given twice";
     E0116: "positional arguments come before named ones";
+    E0117: "the file is too large to be a recipe";
 }
 
 /// The page of a code such as `E0204` (in any case), if there is one.
