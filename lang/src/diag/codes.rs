@@ -55,6 +55,44 @@ codes! {
     E0115: "the same name is given twice";
     E0116: "positional arguments come before named ones";
     E0117: "the file is too large to be a recipe";
+    E0301: "a field that the block does not have";
+    E0302: "a field that the block needs is missing";
+    E0303: "a value of another kind than the field takes";
+    E0304: "a value in another unit than the field takes";
+    E0305: "something is given twice";
+    E0306: "a value outside of its range";
+    E0307: "a kind of block that does not exist";
+    E0308: "fields that do not go together";
+    E0309: "a function that the field does not know";
+    E0310: "arguments that do not fit a function of a field";
+    E0311: "a block or a part that does not exist";
+    E0312: "a pattern of paths that cannot be read or matches nothing";
+    E0313: "a weight that no optimizer takes";
+    E0314: "an objective that gives no loss";
+    E0315: "a metric that does not exist or is no number";
+    E0316: "a block without a name, or two of one name";
+    E0317: "a model that cannot be trained";
+    E0411: "an argument that the recipe does not have";
+    E0412: "an argument whose value cannot be read";
+    E0413: "an argument that must be given";
+    E0414: "an argument of a type that no command line can give";
+    E0501: "a data file that cannot be read";
+    E0502: "data that is not UTF-8 text";
+    E0503: "data without a single token, row or image";
+    E0504: "a column that the data does not have";
+    E0505: "a row of data that cannot be read";
+    E0506: "a label that is missing or that a part lacks";
+    E0507: "a data file that is cut off or is not what its name says";
+    E0508: "a window that is longer than the text";
+    E0509: "a split that leaves a part empty";
+    E0510: "a tokenizer that cannot be loaded or trained";
+    E0511: "a character that the vocabulary does not have";
+    E0512: "data whose fields do not go together";
+    E0513: "prepared data that cannot be written";
+    E0701: "a kind of block that this version does not have";
+    E0702: "a field that this version does not have";
+    E0703: "a function of a field that this version does not have";
+    E0704: "a use of a feature that this version does not have";
 }
 
 /// The page of a code such as `E0204` (in any case), if there is one.
