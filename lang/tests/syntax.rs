@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use mdl_lang::diag::{Sources, render};
-use mdl_lang::syntax::parse;
+use mdl_lang::syntax::{format, parse};
 
 /// The texts that the repository holds, and those of the design when they lie beside it.
 fn recipes() -> Vec<PathBuf> {
@@ -47,4 +47,40 @@ fn all_recipes_parse() {
         report += &errors_of(&path.display().to_string(), &text);
     }
     assert!(report.is_empty(), "{report}");
+}
+
+/// A tree without its spans, to compare two texts that differ in their blanks.
+fn bare(text: &str) -> serde_json::Value {
+    let (file, diagnostics) = parse(mdl_lang::syntax::ast::FileId(0), text);
+    assert!(diagnostics.is_empty(), "{diagnostics:?}");
+    let mut tree = serde_json::to_value(file).unwrap();
+    strip_spans(&mut tree);
+    tree
+}
+
+fn strip_spans(value: &mut serde_json::Value) {
+    match value {
+        serde_json::Value::Object(map) => {
+            map.retain(|key, _| key != "span" && key != "op_span");
+            map.values_mut().for_each(strip_spans);
+        }
+        serde_json::Value::Array(list) => list.iter_mut().for_each(strip_spans),
+        _ => {}
+    }
+}
+
+#[test]
+fn formatting_keeps_the_tree_and_settles_at_once() {
+    for path in recipes() {
+        let text = std::fs::read_to_string(&path).unwrap();
+        let once = format(&text).unwrap();
+        let twice = format(&once).unwrap();
+        assert_eq!(once, twice, "{} changes when formatted again", path.display());
+        assert!(bare(&text) == bare(&once), "{} means something else when formatted", path.display());
+        let n_comments = |text: &str| text.matches("//").count();
+        assert_eq!(n_comments(&text), n_comments(&once), "{} lost a comment", path.display());
+        if let Some(folder) = std::env::var_os("MDL_FMT_OUT") {
+            std::fs::write(Path::new(&folder).join(path.file_name().unwrap()), &once).unwrap();
+        }
+    }
 }

@@ -6,7 +6,7 @@
 //! length in which comments and newlines that separate nothing are blanks, so every offset is one of the user's file.
 
 use super::ast::{FileId, Name, Span};
-use super::lexer::{Token, TokenKind, tokens};
+use super::lexer::{Token, TokenKind, goes_on, tokens};
 use crate::diag::{Code, Diagnostic};
 
 /// Brackets and lambdas may nest this deep: no hand writes more, and the parser's recursion stays within its stack.
@@ -219,7 +219,7 @@ impl Walk<'_> {
         }
         let begins = matches!(token.kind, TokenKind::Word | TokenKind::Number | TokenKind::Str { .. } | TokenKind::Unknown)
             || (token.kind == TokenKind::Open && self.text_of(idx) != "{");
-        column == 0 && begins && !self.goes_on_after(last) && self.text_of(idx) != "else"
+        column == 0 && begins && !goes_on(self.tokens[last], self.source) && self.text_of(idx) != "else"
     }
 
     /// An item word with what follows one on its line.
@@ -312,21 +312,11 @@ impl Walk<'_> {
             Some(frame) if frame.token.text(self.source) != "{" => return true,
             _ => {}
         }
-        if self.goes_on_after(last) {
+        if goes_on(self.tokens[last], self.source) {
             return true;
         }
         let next = self.next_code(idx).map_or("", |next| self.text_of(next));
         matches!(next, "->" | "=" | "else") || (next == "{" && frame.is_none())
-    }
-
-    /// Whether code token `idx` cannot end a line: an operator, a comma, a word that wants more.
-    fn goes_on_after(&self, idx: usize) -> bool {
-        match self.tokens[idx].kind {
-            // `Int?` and the open range `2..` are complete.
-            TokenKind::Mark => !matches!(self.text_of(idx), "?" | ".."),
-            TokenKind::Word => matches!(self.text_of(idx), "and" | "or" | "not" | "in" | "as" | "let" | "if" | "else"),
-            _ => false,
-        }
     }
 
     /// Whether the word at `idx` makes the grammar nest without a bracket.

@@ -49,6 +49,17 @@ impl Token {
     }
 }
 
+/// Whether a line that ends with this token goes on: an operator, a comma, a word that wants more.
+pub(crate) fn goes_on(token: Token, source: &str) -> bool {
+    let text = token.text(source);
+    match token.kind {
+        // `Int?` and the open range `2..` are complete.
+        TokenKind::Mark => !matches!(text, "?" | ".."),
+        TokenKind::Word => matches!(text, "and" | "or" | "not" | "in" | "as" | "let" | "if" | "else"),
+        _ => false,
+    }
+}
+
 /// Marks of two characters, tried before those of one.
 const LONG_MARKS: [&str; 6] = ["->", "==", "!=", "<=", ">=", ".."];
 
