@@ -6,7 +6,9 @@
 //! files, threads, and the language: this crate knows graphs only.
 
 pub mod decode;
+pub mod grad;
 pub mod kernel;
 pub mod plan;
 pub mod reference;
+pub mod testing;
 pub mod tolerance;

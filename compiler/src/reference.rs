@@ -94,7 +94,8 @@ fn run(graph: &Graph, inputs: &[Rc<Tensor>], rounding: Rounding) -> Result<Vec<R
     }
     let mut held: Vec<Option<Held>> = vec![None; graph.nodes().len()];
     for id in graph.ids().filter(|id| live[id.idx()]) {
-        let value = step(graph, id, inputs, &held, rounding).map_err(|message| EvalError { node: Some(id), message })?;
+        let value =
+            step(graph, id, inputs, &held, rounding).map_err(|message| EvalError { node: Some(id), message })?;
         held[id.idx()] = Some(value);
         for arg in graph.args(id) {
             users[arg.idx()] -= 1;
@@ -108,7 +109,10 @@ fn run(graph: &Graph, inputs: &[Rc<Tensor>], rounding: Rounding) -> Result<Vec<R
         match &held[output.node.idx()] {
             Some(Held::One(value)) => results.push(value.clone()),
             _ => {
-                return Err(EvalError { node: Some(output.node), message: format!("output `{}` is no value", output.name) });
+                return Err(EvalError {
+                    node: Some(output.node),
+                    message: format!("output `{}` is no value", output.name),
+                });
             }
         }
     }

@@ -15,16 +15,15 @@ pub(super) fn run_loop(op: &Op, args: &[&Rc<Tensor>], rounding: Rounding) -> Res
     let (carries, rest) = args.split_at(inner.carries);
     let (scans, free) = rest.split_at(inner.scans);
     let mut carried: Vec<Rc<Tensor>> = carries.iter().map(|arg| Rc::clone(arg)).collect();
-    let mut stacked: Vec<Tensor> = results[inner.carries..]
-        .iter()
-        .map(|ty| Tensor::filled(ty.clone(), Scalar::Bool(false)))
-        .collect();
+    let mut stacked: Vec<Tensor> =
+        results[inner.carries..].iter().map(|ty| Tensor::filled(ty.clone(), Scalar::Bool(false))).collect();
     for i in 0..inner.axis.size {
         let at = if inner.reverse { inner.axis.size - 1 - i } else { i };
         let mut inputs = carried.clone();
         inputs.extend(scans.iter().map(|arg| Rc::new(position(arg, &inner.axis, at))));
         inputs.extend(free.iter().map(|arg| Rc::clone(arg)));
-        let mut outputs = run(&inner.body, &inputs, rounding).map_err(|error| format!("in pass {i} of the loop, {error}"))?;
+        let mut outputs =
+            run(&inner.body, &inputs, rounding).map_err(|error| format!("in pass {i} of the loop, {error}"))?;
         let done = if inner.until { outputs.pop() } else { None };
         for (whole, part) in stacked.iter_mut().zip(outputs.split_off(inner.carries)) {
             place(whole, &part, &inner.axis, at);

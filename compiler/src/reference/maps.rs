@@ -8,7 +8,11 @@ use super::tensor::{Data, Tensor, places, wrap_int};
 pub(super) fn map(op: &Op, args: &[&Tensor], ty: &Type) -> Result<Tensor, String> {
     let spread: Vec<Data> = args
         .iter()
-        .map(|arg| if arg.ty.axes == ty.axes { arg.data.clone() } else { arg.data.pick(&places(&ty.axes, &arg.ty.axes)) })
+        .map(
+            |arg| {
+                if arg.ty.axes == ty.axes { arg.data.clone() } else { arg.data.pick(&places(&ty.axes, &arg.ty.axes)) }
+            },
+        )
         .collect();
     let data = match (op, spread.as_slice()) {
         (Op::Cast(to), [x]) => cast(x, *to),

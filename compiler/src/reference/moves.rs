@@ -43,22 +43,14 @@ pub(super) fn view(op: &Op, x: &Tensor, ty: &Type) -> Result<Tensor, String> {
         Op::Window { axis, out, tap, stride: step } => {
             let along = stride(from, axis);
             let rule = |other: &Axis| {
-                if other.name == *out {
-                    Some(along * *step as i64)
-                } else {
-                    (other.name == tap.name).then_some(along)
-                }
+                if other.name == *out { Some(along * *step as i64) } else { (other.name == tap.name).then_some(along) }
             };
             x.data.pick(&read(&rule, 0))
         }
         Op::Unwindow { axis, out, tap, stride: step } => {
             let along = stride(to, &axis.name);
             let rule = |other: &Axis| {
-                if other.name == *out {
-                    Some(along * *step as i64)
-                } else {
-                    (other.name == *tap).then_some(along)
-                }
+                if other.name == *out { Some(along * *step as i64) } else { (other.name == *tap).then_some(along) }
             };
             let places: Vec<Option<usize>> = write(&rule, 0).into_iter().map(Some).collect();
             let every: Vec<usize> = (0..x.data.len()).collect();
