@@ -1,0 +1,393 @@
+//! Batches as a function of the step alone, written straight into the caller's memory.
+//!
+//! Nothing is drawn and remembered: item `i` of a run is place `i mod n` of epoch `i div n`, and each epoch has a
+//! permutation of its own. A run that resumes at step 1000 sees what an unbroken one would see there. Filling a batch
+//! allocates nothing.
+//!
+//! An epoch over a running text covers it once, in windows side by side whose first one begins at a place drawn for the
+//! epoch: so every token is a target once per epoch, and windows do not fall on the same borders every time.
+
+use crate::dataset::{Content, Ids, Part, TextRows};
+use crate::permutation::{Permutation, mix};
+use crate::problem::{MISMATCH, Problem, WINDOW};
+use mdl_lang::spec::{Field, Form};
+use std::sync::Arc;
+
+/// The order in which items are served.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Order {
+    /// For training: endless, every epoch in an order of its own.
+    Shuffled,
+    /// For evaluation: from the first to the last, once; the last batch may be partly empty.
+    InOrder,
+}
+
+/// Where one field of a batch is written. One per field of the facts, in their order.
+#[derive(Debug)]
+pub enum FieldSlice<'a> {
+    I32(&'a mut [i32]),
+    F32(&'a mut [f32]),
+    /// 0 or 1.
+    Bool(&'a mut [u8]),
+    /// A field that the program does not read.
+    Skip,
+}
+
+/// How much of a batch is real.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Filled {
+    /// Rows with data. The others are zeros, their masks false.
+    pub n_rows: usize,
+    /// Positions whose mask is true; for pictures, the rows.
+    pub n_counted: usize,
+}
+
+/// Serves the batches of one part of a dataset. Cheap to clone, and free to go to another thread.
+#[derive(Clone, Debug)]
+pub struct Batcher {
+    part: Arc<Part>,
+    fields: Vec<FieldPlace>,
+    n_positions: usize,
+    batch: usize,
+    order: Order,
+    seed: u64,
+}
+
+/// A field, and how far apart in the buffer the neighbours along `batch` and along each axis of the field are.
+#[derive(Clone, Debug)]
+struct FieldPlace {
+    name: FieldName,
+    axes: Vec<(String, usize)>,
+    strides: Vec<usize>,
+    n: usize,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum FieldName {
+    Ids,
+    Next,
+    Mask,
+    Label,
+    Image,
+}
+
+/// Keys the order of training apart from the split.
+const ORDER_KEY: u64 = 0x6f_7264_6572;
+const OFFSET_KEY: u64 = 0x6f66_6673_6574;
+
+impl Batcher {
+    pub(crate) fn new(
+        part: Arc<Part>,
+        form: &Form,
+        fields: &[Field],
+        batch: usize,
+        order: Order,
+        seed: u64,
+    ) -> Result<Batcher, Problem> {
+        let n_positions = match form {
+            Form::Window { axis } | Form::Pad { axis } => axis.size as usize,
+            Form::Rows => 1,
+        };
+        let (needed, n) = (n_positions + 1, part.content.n_tokens());
+        if order == Order::Shuffled && n.is_some_and(|n| n < needed) {
+            let message = format!("a window of {n_positions} needs {needed} tokens, and {} has fewer", part.name);
+            return Err(Problem::new(WINDOW, message));
+        }
+        if batch == 0 {
+            return Err(Problem::new(MISMATCH, "a batch of 0 rows holds nothing"));
+        }
+        let mut places = Vec::new();
+        for field in fields {
+            let name = match field.name.as_str() {
+                "ids" => FieldName::Ids,
+                "next" => FieldName::Next,
+                "mask" => FieldName::Mask,
+                "label" => FieldName::Label,
+                "image" => FieldName::Image,
+                other => return Err(Problem::new(MISMATCH, format!("no batch has a field `{other}`"))),
+            };
+            let mut axes = vec![("batch".to_string(), batch)];
+            axes.extend(field.axes.iter().map(|axis| (axis.name.to_string(), axis.size as usize)));
+            let (strides, n) = row_major(&axes, |i| i);
+            places.push(FieldPlace { name, axes, strides, n });
+        }
+        Ok(Batcher { part, fields: places, n_positions, batch, order, seed })
+    }
+
+    /// Says in which order of axes a field lies in the buffers, outermost first; without it, `batch` and then the axes
+    /// of the facts. False when these are not the field's axes.
+    pub fn set_layout(&mut self, field_idx: usize, axes: &[&str]) -> bool {
+        let Some(field) = self.fields.get_mut(field_idx) else { return false };
+        let places: Vec<usize> =
+            axes.iter().filter_map(|name| field.axes.iter().position(|(axis, _)| axis == name)).collect();
+        let mut sorted = places.clone();
+        sorted.sort_unstable();
+        if axes.len() != field.axes.len() || !sorted.into_iter().eq(0..field.axes.len()) {
+            return false;
+        }
+        field.strides = row_major(&field.axes, |i| places[i]).0;
+        true
+    }
+
+    pub fn batch(&self) -> usize {
+        self.batch
+    }
+
+    /// How many items one pass goes over: windows, rows or pictures.
+    pub fn n_items(&self) -> u64 {
+        match (&self.part.content, self.order) {
+            (Content::Stream(ids), Order::Shuffled) => n_windows(ids.len(), self.n_positions),
+            (content, _) => content.n_items(self.n_positions),
+        }
+    }
+
+    /// How many batches one pass takes; the last may be partly empty in order, or reach into the next epoch shuffled.
+    pub fn n_batches(&self) -> u64 {
+        self.n_items().div_ceil(self.batch as u64)
+    }
+
+    /// Writes the batch of a step; steps count from 0. In order, steps past the end give no rows.
+    ///
+    /// Panics when the buffers are not those of the facts' fields: the plan that made them is at fault, not the data.
+    pub fn fill(&self, step: u64, buffers: &mut [FieldSlice<'_>]) -> Filled {
+        assert_eq!(buffers.len(), self.fields.len(), "one buffer per field of the data");
+        let mut filled = Filled::default();
+        for row in 0..self.batch {
+            let item = step * self.batch as u64 + row as u64;
+            let counted = match &self.part.content {
+                Content::Stream(ids) => self.window(ids, item, row, buffers),
+                Content::Rows(rows) => self.row(item).map(|place| self.text_row(rows, place, row, buffers)),
+                Content::Pictures { .. } => self.row(item).map(|place| self.picture(place, row, buffers)),
+            };
+            match counted {
+                Some(n) => {
+                    filled.n_rows += 1;
+                    filled.n_counted += n;
+                }
+                None => self.clear(row, buffers),
+            }
+        }
+        filled
+    }
+
+    /// Which row of the part an item is.
+    fn row(&self, item: u64) -> Option<usize> {
+        let n = self.part.content.n_items(self.n_positions);
+        match self.order {
+            Order::InOrder => (item < n).then_some(item as usize),
+            Order::Shuffled if n == 0 => None,
+            Order::Shuffled => Some(self.place(item, n) as usize),
+        }
+    }
+
+    fn place(&self, item: u64, n: u64) -> u64 {
+        Permutation::new(n, mix(self.seed, ORDER_KEY, item / n)).at(item % n)
+    }
+
+    fn window(&self, ids: &Ids, item: u64, row: usize, buffers: &mut [FieldSlice<'_>]) -> Option<usize> {
+        let size = self.n_positions;
+        let start = match self.order {
+            Order::InOrder => {
+                let start = item.checked_mul(size as u64).and_then(|start| usize::try_from(start).ok())?;
+                (start + 1 < ids.len()).then_some(start)?
+            }
+            Order::Shuffled => {
+                let n = n_windows(ids.len(), size);
+                let offset = mix(self.seed, OFFSET_KEY, item / n) % n_offsets(ids.len(), size);
+                (offset + self.place(item, n) * size as u64) as usize
+            }
+        };
+        let n_real = size.min(ids.len() - 1 - start);
+        for (field, buffer) in self.fields.iter().zip(buffers) {
+            match (field.name, buffer) {
+                (FieldName::Ids, FieldSlice::I32(out)) => field.ids(out, row, ids, start, n_real, size),
+                (FieldName::Next, FieldSlice::I32(out)) => field.ids(out, row, ids, start + 1, n_real, size),
+                (FieldName::Mask, FieldSlice::Bool(out)) => field.mask(out, row, 0..n_real, size),
+                (_, FieldSlice::Skip) => {}
+                (name, _) => panic!("the buffer of {name:?} has another type"),
+            }
+        }
+        Some(n_real)
+    }
+
+    fn text_row(&self, rows: &TextRows, place: usize, row: usize, buffers: &mut [FieldSlice<'_>]) -> usize {
+        let size = self.n_positions;
+        let start = if place == 0 { 0 } else { rows.ends[place - 1] as usize };
+        let n = rows.ends[place] as usize - start;
+        // With a label, the mask says which tokens are there; without, which have a next one that is to be learned.
+        let counted = match rows.labels {
+            Some(_) => 0..n.min(size),
+            None => (rows.prompts[place] as usize).saturating_sub(1).min(size)..n.saturating_sub(1).min(size),
+        };
+        for (field, buffer) in self.fields.iter().zip(buffers) {
+            match (field.name, buffer) {
+                (FieldName::Ids, FieldSlice::I32(out)) => field.ids(out, row, &rows.ids, start, n.min(size), size),
+                (FieldName::Next, FieldSlice::I32(out)) => {
+                    let n_next = n.saturating_sub(1).min(size);
+                    field.ids(out, row, &rows.ids, start + 1, n_next, size);
+                }
+                (FieldName::Mask, FieldSlice::Bool(out)) => field.mask(out, row, counted.clone(), size),
+                (FieldName::Label, FieldSlice::I32(out)) => {
+                    field.label(out, row, rows.labels.as_ref().map_or(0, |labels| labels[place]));
+                }
+                (_, FieldSlice::Skip) => {}
+                (name, _) => panic!("the buffer of {name:?} has another type"),
+            }
+        }
+        counted.len()
+    }
+
+    fn picture(&self, place: usize, row: usize, buffers: &mut [FieldSlice<'_>]) -> usize {
+        let Content::Pictures { rows, columns, channels, pixels, labels } = &self.part.content else { return 0 };
+        let n = rows * columns * channels;
+        let pixels = &pixels[place * n..(place + 1) * n];
+        for (field, buffer) in self.fields.iter().zip(buffers) {
+            match (field.name, buffer) {
+                (FieldName::Image, FieldSlice::F32(out)) => field.image(out, row, pixels, [*rows, *columns, *channels]),
+                (FieldName::Label, FieldSlice::I32(out)) => field.label(out, row, labels[place]),
+                (_, FieldSlice::Skip) => {}
+                (name, _) => panic!("the buffer of {name:?} has another type"),
+            }
+        }
+        1
+    }
+
+    /// A row without data.
+    fn clear(&self, row: usize, buffers: &mut [FieldSlice<'_>]) {
+        for (field, buffer) in self.fields.iter().zip(buffers) {
+            match buffer {
+                FieldSlice::I32(out) => field.each(row, |at| out[at] = 0),
+                FieldSlice::F32(out) => field.each(row, |at| out[at] = 0.0),
+                FieldSlice::Bool(out) => field.each(row, |at| out[at] = 0),
+                FieldSlice::Skip => {}
+            }
+        }
+    }
+}
+
+/// Strides of a buffer whose axes lie in the order `order(0)`, `order(1)`, …, outermost first; and its size.
+fn row_major(axes: &[(String, usize)], order: impl Fn(usize) -> usize) -> (Vec<usize>, usize) {
+    let mut strides = vec![0; axes.len()];
+    let mut n = 1;
+    for place in (0..axes.len()).rev() {
+        strides[order(place)] = n;
+        n *= axes[order(place)].1;
+    }
+    (strides, n)
+}
+
+/// Where the first window of an epoch may begin, so that at least one fits.
+fn n_offsets(n_tokens: usize, size: usize) -> u64 {
+    size.min(n_tokens - size) as u64
+}
+
+/// How many windows fit behind each other, wherever the first one begins.
+fn n_windows(n_tokens: usize, size: usize) -> u64 {
+    if n_tokens <= size {
+        return 0;
+    }
+    (n_tokens as u64 - n_offsets(n_tokens, size)) / size as u64
+}
+
+impl Content {
+    fn n_tokens(&self) -> Option<usize> {
+        match self {
+            Content::Stream(ids) => Some(ids.len()),
+            Content::Rows(_) | Content::Pictures { .. } => None,
+        }
+    }
+
+    /// How many items an evaluation goes over.
+    fn n_items(&self, size: usize) -> u64 {
+        match self {
+            Content::Stream(ids) => ids.len().saturating_sub(1).div_ceil(size.max(1)) as u64,
+            Content::Rows(rows) => rows.ends.len() as u64,
+            Content::Pictures { labels, .. } => labels.len() as u64,
+        }
+    }
+
+    pub(crate) fn n_in_order(&self, form: &Form) -> u64 {
+        match form {
+            Form::Window { axis } | Form::Pad { axis } => self.n_items(axis.size as usize),
+            Form::Rows => self.n_items(1),
+        }
+    }
+}
+
+impl FieldPlace {
+    fn check(&self, n: usize) {
+        assert_eq!(n, self.n, "the buffer of {:?} must hold {:?}", self.name, self.axes);
+    }
+
+    /// Calls `put` with the place of every value of a row.
+    fn each(&self, row: usize, mut put: impl FnMut(usize)) {
+        let size = |axis: usize| self.axes.get(axis).map_or(1, |(_, size)| *size);
+        let stride = |axis: usize| self.strides.get(axis).copied().unwrap_or(0);
+        let start = row * self.strides[0];
+        for i in 0..size(1) {
+            for j in 0..size(2) {
+                for k in 0..size(3) {
+                    put(start + i * stride(1) + j * stride(2) + k * stride(3));
+                }
+            }
+        }
+    }
+
+    fn label(&self, out: &mut [i32], row: usize, label: i32) {
+        self.check(out.len());
+        out[row * self.strides[0]] = label;
+    }
+
+    /// Ids from `start` on, `n_real` of them, then zeros.
+    fn ids(&self, out: &mut [i32], row: usize, ids: &Ids, start: usize, n_real: usize, size: usize) {
+        self.check(out.len());
+        let (first, stride) = (row * self.strides[0], self.strides[1]);
+        match ids {
+            Ids::U8(ids) => put_ids(out, first, stride, &ids[start..start + n_real]),
+            Ids::U16(ids) => put_ids(out, first, stride, &ids[start..start + n_real]),
+            Ids::U32(ids) => {
+                for (i, &id) in ids[start..start + n_real].iter().enumerate() {
+                    // Vocabularies are far below 2^31.
+                    out[first + i * stride] = id as i32;
+                }
+            }
+        }
+        (n_real..size).for_each(|i| out[first + i * stride] = 0);
+    }
+
+    fn mask(&self, out: &mut [u8], row: usize, counted: std::ops::Range<usize>, size: usize) {
+        self.check(out.len());
+        let (first, stride) = (row * self.strides[0], self.strides[1]);
+        (0..size).for_each(|i| out[first + i * stride] = u8::from(counted.contains(&i)));
+    }
+
+    /// Bytes 0..=255 as numbers 0..=1.
+    fn image(&self, out: &mut [f32], row: usize, pixels: &[u8], [rows, columns, channels]: [usize; 3]) {
+        self.check(out.len());
+        let value = |pixel: u8| f32::from(pixel) / 255.0;
+        let start = row * self.strides[0];
+        if self.strides[1..] == [columns * channels, channels, 1] {
+            for (out, &pixel) in out[start..start + pixels.len()].iter_mut().zip(pixels) {
+                *out = value(pixel);
+            }
+            return;
+        }
+        for r in 0..rows {
+            for c in 0..columns {
+                for ch in 0..channels {
+                    let at = start + r * self.strides[1] + c * self.strides[2] + ch * self.strides[3];
+                    out[at] = value(pixels[(r * columns + c) * channels + ch]);
+                }
+            }
+        }
+    }
+}
+
+fn put_ids<T: Copy + Into<i32>>(out: &mut [i32], first: usize, stride: usize, ids: &[T]) {
+    for (i, &id) in ids.iter().enumerate() {
+        out[first + i * stride] = id.into();
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,230 @@
+//! Facts before and after encoding, the cache, and blocks whose fields do not go together.
+
+use super::*;
+use crate::facts::describe;
+use crate::problem::UNKNOWN_CHAR;
+use crate::testing::{
+    self, Scratch, addition, csv, files, idx, jsonl, lines, pad, random_tokens, shared, shares, spec, text, window,
+};
+use std::fs;
+use std::time::Instant;
+
+const PLAY: &str =
+    "ROMEO:\nBut soft, what light through yonder window breaks?\nIt is the east, and Juliet is the sun.\n";
+
+fn play(scratch: &Scratch) -> DataSpec {
+    scratch.write("play.txt", PLAY.repeat(20));
+    let mut spec = spec(text("play.txt"));
+    spec.split = shares(&[("train", 0.9), ("val", 0.1)]);
+    spec
+}
+
+#[test]
+fn facts_are_known_before_the_run_and_are_true() {
+    let scratch = Scratch::new();
+    let spec = play(&scratch);
+    let facts = describe(&spec, &scratch.0, None).expect("facts");
+    let n = 20 * PLAY.len() as u64;
+    assert_eq!(facts.data.vocab, PLAY.chars().collect::<std::collections::BTreeSet<_>>().len() as u64);
+    assert_eq!(facts.parts[0].tokens, Some(n * 9 / 10));
+    assert_eq!(
+        facts.data.rows,
+        [("train".to_string(), (n * 9 / 10 - 1).div_ceil(8)), ("val".to_string(), (n / 10 - 1).div_ceil(8))]
+    );
+    assert_eq!(facts.parts[1].counted_bytes, n / 10 - 1);
+    let shown: Vec<String> =
+        facts.data.fields.iter().map(|f| format!("{}: {}[{}]", f.name, f.dtype, f.axes[0])).collect();
+    assert_eq!(shown, ["ids: i32[t:8]", "next: i32[t:8]", "mask: bool[t:8]"]);
+    assert_eq!(prepare(&spec, &scratch.0, None).expect("prepared").facts, facts);
+    assert_eq!(Facts::from_json(&facts.to_json()).expect("read back"), facts);
+}
+
+#[test]
+fn the_hash_follows_what_batches_hold() {
+    let scratch = Scratch::new();
+    let spec = play(&scratch);
+    let hash = |spec: &DataSpec| describe(spec, &scratch.0, None).expect("facts").data.hash;
+    let first = hash(&spec);
+    scratch.write("other.txt", PLAY.repeat(20));
+    assert_eq!(hash(&DataSpec { sources: vec![text("other.txt")], ..spec.clone() }), first, "the same bytes elsewhere");
+    assert_ne!(hash(&DataSpec { seed: 2, ..spec.clone() }), first);
+    assert_ne!(hash(&DataSpec { form: window(9), ..spec.clone() }), first);
+    scratch.write("play.txt", PLAY.repeat(21));
+    assert_ne!(hash(&spec), first);
+}
+
+#[test]
+fn prepared_data_is_read_back_and_checked() {
+    let scratch = Scratch::new();
+    let cache = scratch.0.join("cache");
+    scratch.write(
+        "rows.jsonl",
+        "{\"t\": \"the cat\", \"l\": \"a\"}\n{\"t\": \"\", \"l\": \"a\"}\n{\"t\": \"a dog\", \"l\": \"b\"}\n",
+    );
+    let mut rows = spec(jsonl("rows.jsonl", "t", Some("l")));
+    (rows.form, rows.tokenizer) = (pad(8), Some(TokenizerSpec::Bpe { vocab: 300 }));
+    let mut sums = spec(addition(1));
+    sums.form = pad(8);
+    let mut tokens = spec(random_tokens(70_000, 100));
+    tokens.tokenizer = None;
+    for spec in [play(&scratch), rows, sums, tokens] {
+        let before = describe(&spec, &scratch.0, Some(&cache)).expect("facts");
+        let fresh = prepare(&spec, &scratch.0, Some(&cache)).expect("prepared");
+        assert_eq!(before.data.fields, fresh.facts.data.fields);
+        let again = prepare(&spec, &scratch.0, Some(&cache)).expect("prepared");
+        assert_eq!((&again.facts, &again.parts), (&fresh.facts, &fresh.parts));
+        assert_eq!(describe(&spec, &scratch.0, Some(&cache)).expect("facts"), fresh.facts, "complete from the cache");
+        let json = |dataset: &Dataset| dataset.tokenizer.as_ref().map(Tokenizer::to_json);
+        assert_eq!(json(&again), json(&fresh));
+        // Flip a bit of each file in turn: it is seen, and made again.
+        let folder = cache.join(&fresh.facts.data.hash[..16]);
+        for name in ["ids.bin", "tokenizer.json", "report.json"] {
+            let path = folder.join(name);
+            let Ok(mut bytes) = fs::read(&path) else { continue };
+            let middle = bytes.len() / 2;
+            bytes[middle] ^= 0x10;
+            fs::write(&path, &bytes).expect("damaged");
+            let seen = cache::load(&cache, &fresh.facts.data.hash, &spec);
+            assert!(name == "report.json" || seen.is_err(), "{name}");
+            let repaired = prepare(&spec, &scratch.0, Some(&cache)).expect("made again");
+            assert_eq!(repaired.parts, fresh.parts, "{name}");
+            bytes.truncate(middle);
+            fs::write(&path, &bytes).expect("damaged");
+            assert_eq!(prepare(&spec, &scratch.0, Some(&cache)).expect("made again").parts, fresh.parts, "{name}");
+        }
+    }
+}
+
+#[test]
+fn a_full_disk_is_told() {
+    let scratch = Scratch::new();
+    scratch.write("not-a-folder", "x");
+    let problems = prepare(&play(&scratch), &scratch.0, Some(&scratch.0.join("not-a-folder"))).expect_err("no room");
+    assert_eq!(problems[0].code, crate::problem::CACHE);
+    assert!(problems[0].message.contains("not-a-folder"), "{}", problems[0]);
+}
+
+#[test]
+fn labels_are_numbered_in_order() {
+    let scratch = Scratch::new();
+    scratch.write("a.csv", "10,x\n9,y\n10,z\n2,w\n");
+    let mut spec = spec(csv("a.csv", false, ',', "1", Some("0")));
+    spec.form = pad(4);
+    let facts = describe(&spec, &scratch.0, None).expect("facts");
+    assert_eq!((facts.labels, facts.data.classes), (vec!["2".to_string(), "9".into(), "10".into()], 3));
+    assert_eq!(facts.data.fields.last().map(|f| (f.name.as_str(), f.axes.len())), Some(("label", 0)));
+}
+
+#[test]
+fn each_part_from_its_own_files() {
+    let scratch = Scratch::new();
+    scratch.write("train.txt", "1 good\n0 bad\n").write("dev.txt", "1 Good!\n");
+    let mut spec = spec(lines("train.txt"));
+    (spec.sources, spec.form) = (Vec::new(), pad(6));
+    spec.split = files(&[("train", lines("train.txt")), ("val", lines("dev.txt"))]);
+    let dataset = prepare(&spec, &scratch.0, None).expect("prepared");
+    assert_eq!(dataset.facts.data.rows, [("train".to_string(), 2), ("val".to_string(), 1)]);
+    scratch.write("dev.txt", "2 so so\n");
+    let problems = prepare(&spec, &scratch.0, None).expect_err("an unknown label");
+    assert!(problems[0].code == BAD_LABEL && problems[0].message.contains("`2` is in val"), "{}", problems[0]);
+    scratch.write("dev.txt", "good very\n");
+    assert_eq!(prepare(&spec, &scratch.0, None).expect_err("not a number")[0].code, BAD_LABEL);
+}
+
+#[test]
+fn documents_in_a_window_are_kept_apart() {
+    let scratch = Scratch::new();
+    scratch.write("a.jsonl", "{\"t\": \"ab\"}\n{\"t\": \"ba\"}\n");
+    let mut spec = spec(jsonl("a.jsonl", "t", None));
+    spec.form = window(2);
+    let dataset = prepare(&spec, &scratch.0, None).expect("prepared");
+    assert_eq!(dataset.parts[0].content, Content::Stream(Ids::U8(vec![1, 2, 0, 2, 1, 0])));
+    spec.tokenizer = Some(TokenizerSpec::Bpe { vocab: 257 });
+    let dataset = prepare(&spec, &scratch.0, None).expect("prepared");
+    let Content::Stream(Ids::U16(ids)) = &dataset.parts[0].content else { panic!("a stream of small ids") };
+    assert_eq!((ids[2], ids[5], ids.len()), (0, 0, 6), "the end of a text between them");
+}
+
+#[test]
+fn blocks_that_make_no_sense() {
+    let scratch = Scratch::new();
+    let good = play(&scratch);
+    scratch.write("rows.txt", "1 a\n0 b\n");
+    let code = |spec: DataSpec| {
+        let told = describe(&spec, &scratch.0, None).map(|_| ()).expect_err("refused");
+        let run = prepare(&spec, &scratch.0, None).map(|_| ()).expect_err("refused");
+        assert_eq!(told, run, "the check says what the run would");
+        told[0].code
+    };
+    assert_eq!(code(DataSpec { form: window(100_000), ..good.clone() }), WINDOW);
+    assert_eq!(code(DataSpec { tokenizer: None, ..good.clone() }), MISMATCH);
+    assert_eq!(code(DataSpec { form: pad(8), ..good.clone() }), MISMATCH);
+    assert_eq!(code(DataSpec { form: Form::Rows, ..good.clone() }), MISMATCH);
+    assert_eq!(code(DataSpec { sources: Vec::new(), ..good.clone() }), MISMATCH);
+    assert_eq!(code(DataSpec { sources: vec![lines("rows.txt")], ..good.clone() }), MISMATCH);
+    assert_eq!(code(DataSpec { sources: vec![random_tokens(5, 100)], ..good.clone() }), MISMATCH);
+    assert_eq!(code(DataSpec { split: shares(&[("train", 0.9), ("val", 0.2)]), ..good.clone() }), SPLIT);
+    assert_eq!(code(DataSpec { split: shares(&[("train", 0.5), ("val", 0.0001)]), ..good.clone() }), SPLIT);
+    assert_eq!(code(DataSpec { split: files(&[("train", text("play.txt"))]), ..good.clone() }), MISMATCH);
+    let own = DataSpec { tokenizer: Some(TokenizerSpec::Bpe { vocab: 10 }), ..good.clone() };
+    assert_eq!(code(own), crate::problem::TOKENIZER);
+    let stratified = DataSpec { split: mdl_lang::spec::Split { stratify: true, ..good.split.clone() }, ..good };
+    assert_eq!(code(stratified), MISMATCH);
+    scratch.write("blank.jsonl", "{\"t\": \"\"}\n");
+    assert_eq!(code(DataSpec { form: pad(8), ..spec(jsonl("blank.jsonl", "t", None)) }), EMPTY);
+}
+
+#[test]
+fn an_unknown_character_in_a_prompt_is_named() {
+    let scratch = Scratch::new();
+    let dataset = prepare(&play(&scratch), &scratch.0, None).expect("prepared");
+    let problem = dataset.tokenizer.expect("chars").encode("ROMEO§").expect_err("unknown");
+    assert!(problem.code == UNKNOWN_CHAR && problem.message.contains('§'), "{problem}");
+}
+
+/// The real files, where they lie beside the checkout: their sizes are well known.
+#[test]
+fn real_files() {
+    let Some(plays) = shared("tiny-shakespeare/input.txt") else { return };
+    let data = plays.parent().and_then(Path::parent).expect("the folder of the data");
+    let mut shakespeare = spec(text("tiny-shakespeare/input.txt"));
+    (shakespeare.split, shakespeare.form) = (shares(&[("train", 0.9), ("val", 0.1)]), window(64));
+    let start = Instant::now();
+    let facts = describe(&shakespeare, data, None).expect("facts");
+    // Tens of milliseconds; the bound leaves room for a loaded machine.
+    assert!(start.elapsed().as_millis() < 1000, "{:?}", start.elapsed());
+    assert_eq!((facts.data.vocab, facts.parts[0].tokens, facts.parts[1].tokens), (65, Some(1_003_854), Some(111_540)));
+    let sst2 = DataSpec {
+        sources: Vec::new(),
+        split: files(&[("train", lines("sst2/train.txt")), ("val", lines("sst2/dev.txt"))]),
+        form: pad(64),
+        ..spec(text(""))
+    };
+    let facts = describe(&sst2, data, None).expect("facts");
+    assert_eq!((facts.data.classes, facts.data.rows), (2, vec![("train".into(), 6920), ("val".into(), 872)]));
+    let images = |part: &str| {
+        idx(&format!("cifar10-idx/{part}-images-idx3-ubyte.gz"), &format!("cifar10-idx/{part}-labels-idx1-ubyte.gz"))
+    };
+    let pictures = DataSpec {
+        sources: Vec::new(),
+        tokenizer: None,
+        split: files(&[("train", images("train")), ("val", images("t10k"))]),
+        form: Form::Rows,
+        seed: 1,
+    };
+    let facts = describe(&pictures, data, None).expect("facts");
+    assert_eq!((facts.data.classes, facts.data.rows), (10, vec![("train".into(), 7000), ("val".into(), 1000)]));
+    let news = DataSpec { form: pad(64), ..spec(csv("ag-news/test.csv", false, ',', "2", Some("0"))) };
+    let facts = describe(&news, data, None).expect("facts");
+    assert_eq!((facts.labels.join(" "), facts.data.rows[0].1), ("1 2 3 4".to_string(), 7600));
+    let reviews =
+        DataSpec { form: pad(64), ..spec(csv("chnsenticorp/train.tsv.gz", true, '\t', "text_a", Some("label"))) };
+    assert_eq!(describe(&reviews, data, None).expect("facts").data.rows[0].1, 9600);
+    let web = DataSpec { form: window(64), ..spec(jsonl("c4-demo/c4_demo.jsonl", "text", None)) };
+    assert_eq!(describe(&web, data, None).expect("facts").data.classes, 0);
+    let loaded = DataSpec {
+        tokenizer: Some(TokenizerSpec::File { path: "tokenizers/gpt2".into(), span: testing::nowhere() }),
+        ..shakespeare
+    };
+    assert_eq!(describe(&loaded, data, None).expect("facts").data.vocab, 50257);
+}
