@@ -1,0 +1,147 @@
+//! The functions that only mean something inside a field: sources, tokenizers, `every`, `patience`.
+
+use super::schema::{FieldRow, FunctionRow, Need, Takes};
+
+const fn arg(name: &'static str, takes: Takes, need: Need, doc: &'static str) -> FieldRow {
+    FieldRow { name, takes, need, doc }
+}
+
+const fn function(name: &'static str, args: &'static [FieldRow], doc: &'static str) -> FunctionRow {
+    FunctionRow { name, args, later: false, doc }
+}
+
+const fn later(name: &'static str, doc: &'static str) -> FunctionRow {
+    FunctionRow { name, args: &[], later: true, doc }
+}
+
+const PATH: FieldRow = arg(
+    "path",
+    Takes::Path,
+    Need::Required,
+    "Relative to the recipe; `*` matches file names; `.gz` and `.zst` are unpacked.",
+);
+const TEXT: FieldRow = arg("text", Takes::Column, Need::Default("\"text\""), "The column of the text.");
+const LABEL: FieldRow = arg("label", Takes::Column, Need::Default("none"), "The column of the label.");
+const STEPS: FieldRow =
+    arg("steps", Takes::Count { least: 1, units: &["steps"] }, Need::Required, "Every so many steps.");
+
+/// `source = …`
+pub(super) const SOURCES: &[FunctionRow] = &[
+    function("text", &[PATH], "Whole files, one after another in the order of their paths."),
+    function("jsonl", &[PATH, TEXT, LABEL], "An object on each line."),
+    function(
+        "csv",
+        &[
+            PATH,
+            TEXT,
+            LABEL,
+            arg(
+                "header",
+                Takes::Bool,
+                Need::Default("true"),
+                "Whether the first line names the columns; otherwise they are `\"0\"`, `\"1\"`, …",
+            ),
+            arg("delimiter", Takes::Text, Need::Default("\",\""), "The character between columns."),
+        ],
+        "Rows of columns.",
+    ),
+    function("lines", &[PATH], "`label sentence` on each line, the label a whole number."),
+    function(
+        "idx",
+        &[
+            arg("images", Takes::Path, Need::Required, "The file of the images."),
+            arg("labels", Takes::Path, Need::Required, "The file of the labels."),
+        ],
+        "Images and labels in the files of MNIST.",
+    ),
+    function(
+        "addition",
+        &[arg(
+            "digits",
+            Takes::Count { least: 1, units: &[] },
+            Need::Default("2"),
+            "Digits of each number, at most 3.",
+        )],
+        "Rows `12+34=046`, all pairs of numbers; the loss counts the answer only.",
+    ),
+    function(
+        "random_tokens",
+        &[
+            arg("vocab", Takes::Count { least: 1, units: &[] }, Need::Required, "The number of token ids."),
+            arg("count", Takes::Count { least: 1, units: &["tokens"] }, Need::Default("1_000_000"), "How many tokens."),
+        ],
+        "Token ids drawn at random, for benchmarks.",
+    ),
+    later("parquet", "Rows of Parquet files."),
+    later("images", "Image files in folders."),
+];
+
+/// `tokenizer = …`
+pub(super) const TOKENIZERS: &[FunctionRow] = &[
+    function("chars", &[], "The characters of the training part, sorted."),
+    function("bytes", &[], "The 256 bytes."),
+    function(
+        "bpe",
+        &[arg(
+            "vocab",
+            Takes::Count { least: 257, units: &["tokens"] },
+            Need::Required,
+            "The number of tokens: the 256 bytes and what is merged from them.",
+        )],
+        "Byte-level BPE, trained on the training part.",
+    ),
+    function(
+        "tokenizer",
+        &[arg(
+            "path",
+            Takes::Path,
+            Need::Required,
+            "A `tokenizer.json`, or a folder with `vocab.json` and `merges.txt`.",
+        )],
+        "One that was trained before.",
+    ),
+    later("words", "The words of the training part."),
+];
+
+/// `evaluate = every(250, on: plays.val)`
+pub(super) const EVERY_EVALUATE: &[FunctionRow] = &[function(
+    "every",
+    &[STEPS, arg("on", Takes::Part, Need::Required, "The part of the data to measure on.")],
+    "Every so many steps.",
+)];
+
+/// `save = every(1_000, keep: 2)`
+pub(super) const EVERY_SAVE: &[FunctionRow] = &[function(
+    "every",
+    &[STEPS, arg("keep", Takes::Count { least: 1, units: &[] }, Need::Default("2"), "How many checkpoints to keep.")],
+    "Every so many steps.",
+)];
+
+/// `sample = every(500, prompt: "ROMEO:", new: 200)`
+pub(super) const EVERY_SAMPLE: &[FunctionRow] = &[function(
+    "every",
+    &[
+        STEPS,
+        arg("prompt", Takes::Text, Need::Required, "What the text begins with."),
+        arg("new", Takes::Count { least: 1, units: &["tokens"] }, Need::Default("200"), "How many tokens to add."),
+        arg(
+            "temperature",
+            Takes::Number { zero: true },
+            Need::Default("0.8"),
+            "How freely tokens are drawn; 0 takes the likeliest.",
+        ),
+    ],
+    "Every so many steps.",
+)];
+
+/// `stop = patience(5)`
+pub(super) const STOPS: &[FunctionRow] = &[function(
+    "patience",
+    &[arg(
+        "evaluations",
+        Takes::Count { least: 1, units: &[] },
+        Need::Required,
+        "How many evaluations may pass without a better loss.",
+    )],
+    "Ends when this many evaluations in a row have not improved the loss.",
+)];

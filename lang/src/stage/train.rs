@@ -1,0 +1,324 @@
+//! A `train` block: its fields as numbers and expressions, and the rules between them.
+
+use std::rc::Rc;
+
+use crate::check::Value;
+use crate::diag::{Code, Diagnostic};
+use crate::spec::{Evaluate, Form, Precision, Sample, Save, TrainSpec};
+use crate::syntax::ast::{Expr, ExprKind, ItemKind, Span};
+
+use super::Block;
+use super::context::{Context, TrainEntry, Trained};
+use super::fields::{Fields, match_fields};
+use super::read::{self, Compute, Count};
+use super::schema::{FieldRow, Need, Takes};
+
+/// The part of the data that training learns from.
+const PART: &str = "train";
+
+/// The fields of a block that are numbers and words.
+struct Numbers {
+    batch: u64,
+    micro: u64,
+    steps: u64,
+    seed: u64,
+    precision: Precision,
+    clip: Option<f64>,
+    memory: Option<u64>,
+    evaluate: Option<(u64, String)>,
+    save: Save,
+    sample: Option<Sample>,
+    patience: Option<u64>,
+}
+
+impl Context<'_> {
+    /// Reads a `train` block; `None` when something in it was reported.
+    pub(crate) fn train(&mut self, block: &Block<'_>) -> Option<(Vec<String>, TrainSpec)> {
+        let (fields, is_fine) = match_fields(self, block.kind, block.ast, block.span);
+        let result = self.train_fields(block, &fields).filter(|_| is_fine);
+        let known = result.as_ref().map(|(trained, _)| trained.clone());
+        self.trained.push(TrainEntry { name: block.name.to_owned(), known });
+        result.map(|(_, spec)| (vec![spec.data.clone()], spec))
+    }
+
+    fn train_fields(&mut self, block: &Block<'_>, fields: &Fields<'_>) -> Option<(Trained, TrainSpec)> {
+        // Everything that can be read is read before giving up.
+        let data = fields.get("data").and_then(|(row, expr)| self.block_named("data", row, expr));
+        let model = fields.get("model").and_then(|(row, expr)| self.model(block.name, row, expr));
+        let optimizer = self.given_or_default(fields, "optimizer");
+        let average = fields.get("average").map(|(_, expr)| expr);
+        let numbers = self.numbers(fields, data.as_deref());
+        let (root, model) = model?;
+        let (_, objective) = fields.get("objective")?;
+        let data = data?;
+        let (spec, facts) = self.facts(&data)?;
+        if !spec.split.parts.iter().any(|part| part.name == PART) {
+            let parts: Vec<String> = spec.split.parts.iter().map(|part| format!("`{}`", part.name)).collect();
+            self.report(
+                Diagnostic::error(Code::E0311, format!("`{data}` has no part `{PART}` to learn from"))
+                    .label(fields.span("data").unwrap_or(block.span), "used here")
+                    .help(format!("it has {}; name one of them `{PART}`", parts.join(", "))),
+            );
+            return None;
+        }
+        let numbers = numbers?;
+        let trained = Trained {
+            root,
+            model,
+            objective: Rc::new(objective.clone()),
+            batch: numbers.batch,
+            averaged: average.is_some(),
+        };
+        let graphs = self.training_graphs(&trained, &facts, &optimizer, average, numbers.clip, block.span)?;
+        let evaluate = match numbers.evaluate {
+            Some((every, part)) => {
+                let graph = self.evaluation_graph(&trained, &facts, numbers.batch)?;
+                Some(Evaluate { every, part, graph })
+            }
+            None => None,
+        };
+        let forward = self.forward_graph(&trained, &facts);
+        if numbers.sample.is_some() && (forward.is_none() || spec.tokenizer.is_none()) {
+            let why = if spec.tokenizer.is_none() {
+                "its data has no tokenizer"
+            } else {
+                "it gives no logits for `ids` alone"
+            };
+            self.report(
+                Diagnostic::error(Code::E0308, format!("`sample` needs a model that continues a text, and {why}"))
+                    .label(fields.span("sample").unwrap_or(block.span), "nothing to sample from")
+                    .help("a model that can be sampled takes `ids: int[.., t]` and gives logits `[.., t, vocab]`"),
+            );
+            return None;
+        }
+        let spec = TrainSpec {
+            data,
+            weights: graphs.weights,
+            states: graphs.states,
+            init: graphs.init,
+            step: graphs.step,
+            forward,
+            batch: numbers.batch,
+            micro: numbers.micro,
+            steps: numbers.steps,
+            precision: numbers.precision,
+            memory: numbers.memory,
+            seed: numbers.seed,
+            evaluate,
+            save: numbers.save,
+            sample: numbers.sample,
+            patience: numbers.patience,
+        };
+        Some((trained, spec))
+    }
+
+    /// The model of a block and the root that its weights are kept under.
+    fn model(&mut self, block: &str, row: &'static FieldRow, expr: &Expr) -> Option<(String, Value)> {
+        if let ExprKind::Name(name) = &expr.kind
+            && self.is_block("train", name)
+        {
+            self.report(
+                Diagnostic::error(Code::E0704, format!("training goes on from `{name}`, which is not in this version"))
+                    .label(expr.span, "the name of a `train` block")
+                    .help("give the model itself, and raise `steps` to train it for longer"),
+            );
+            return None;
+        }
+        let file = self.file();
+        let is_model = |name: &str| {
+            file.items
+                .iter()
+                .any(|item| matches!(&item.kind, ItemKind::Model { name: known, .. } if known.text == name))
+        };
+        let (root, value) = match &expr.kind {
+            ExprKind::Name(name) if is_model(name) => (name.clone(), self.elab.eval(&self.env, expr).ok()?),
+            _ => {
+                let env = self.env.clone();
+                (block.to_owned(), self.elab.build_root(block, &env, expr).ok()?)
+            }
+        };
+        match &value {
+            Value::Layer(_) => Some((root, value)),
+            Value::Maker(_) => {
+                self.report(
+                    Diagnostic::error(
+                        Code::E0303,
+                        format!("`{}` takes a model, and this layer is not built yet", row.name),
+                    )
+                    .label(expr.span, "not built")
+                    .help("add its arguments: `Gpt[…](…)`"),
+                );
+                None
+            }
+            Value::Record(_) => {
+                self.report(
+                    Diagnostic::error(Code::E0704, "a record of models is not in this version")
+                        .label(expr.span, "a record here")
+                        .help("train one model; a layer may hold several"),
+                );
+                None
+            }
+            other => {
+                self.report(read::wrong_type(row, expr.span, other.kind()));
+                None
+            }
+        }
+    }
+
+    /// The expression of a field, or that of its default in the schema.
+    fn given_or_default(&mut self, fields: &Fields<'_>, name: &str) -> Expr {
+        if let Some((_, expr)) = fields.get(name) {
+            return expr.clone();
+        }
+        match fields.row(name).map(|row| row.need) {
+            Some(Need::Default(text)) => self.schema_expr(text),
+            _ => mdl_graph::bug!("the schema has no default for `{name}`"),
+        }
+    }
+
+    fn numbers(&mut self, fields: &Fields<'_>, data: Option<&str>) -> Option<Numbers> {
+        let batch = self.count_or(fields, "batch", 32);
+        let micro = self.count_or(fields, "micro", 1);
+        let seed = self.count_or(fields, "seed", 0);
+        let steps = match fields.get("steps") {
+            Some((row, expr)) => read::count(self, row, expr).map(|count| (count, expr.span)),
+            None => Some((Count { value: 1000, unit: String::new() }, Span::default())),
+        };
+        let precision = match fields.get("precision") {
+            Some((row, expr)) => read::choice(self, row, expr).map(|word| match word {
+                "bf16" => Precision::BF16,
+                "f16" => Precision::F16,
+                _ => Precision::F32,
+            }),
+            None => Some(Precision::F32),
+        };
+        let clip = optional(fields, "clip", |row, expr| read::number(self, row, expr));
+        let memory = optional(fields, "memory", |row, expr| read::bytes(self, row, expr));
+        let evaluate = optional(fields, "evaluate", |row, expr| self.every_evaluate(row, expr, data));
+        let save = optional(fields, "save", |row, expr| self.every_save(row, expr));
+        let sample = optional(fields, "sample", |row, expr| self.every_sample(row, expr));
+        let patience = optional(fields, "stop", |row, expr| self.one_call(row, expr)?.count(self, "evaluations"));
+        let (batch, micro) = (batch?, micro?);
+        if batch % micro != 0 {
+            self.report(
+                Diagnostic::error(
+                    Code::E0308,
+                    format!("a batch of {batch} rows cannot be cut into {micro} equal pieces"),
+                )
+                .label(fields.span("micro").unwrap_or_default(), "pieces")
+                .help("`batch` is the whole batch; `micro` must divide it"),
+            );
+            return None;
+        }
+        let (evaluate, patience) = (evaluate?, patience?);
+        if patience.is_some() && evaluate.is_none() {
+            self.report(
+                Diagnostic::error(Code::E0308, "`stop` waits for evaluations, and there are none")
+                    .label(fields.span("stop").unwrap_or_default(), "never ends anything")
+                    .help("add `evaluate = every(250, on: plays.val)`"),
+            );
+            return None;
+        }
+        let (steps, steps_span) = steps?;
+        let steps = self.steps(&steps, steps_span, batch, data)?;
+        Some(Numbers {
+            batch,
+            micro,
+            steps,
+            seed: seed?,
+            precision: precision?,
+            clip: clip?,
+            memory: memory?,
+            evaluate,
+            save: save?.unwrap_or(Save { every: None, keep: 2 }),
+            sample: sample?,
+            patience,
+        })
+    }
+
+    fn count_or(&mut self, fields: &Fields<'_>, name: &str, default: u64) -> Option<u64> {
+        match fields.get(name) {
+            Some((row, expr)) => read::count(self, row, expr).map(|count| count.value),
+            None => Some(default),
+        }
+    }
+
+    /// `3 epochs` and `4M tokens` as steps, rounded up.
+    fn steps(&mut self, steps: &Count, span: Span, batch: u64, data: Option<&str>) -> Option<u64> {
+        if steps.unit.is_empty() || steps.unit == "steps" {
+            return Some(steps.value);
+        }
+        let (spec, facts) = self.facts(data?)?;
+        let per_step = match (steps.unit.as_str(), &spec.form) {
+            ("epochs", _) => {
+                let rows = facts.rows.iter().find(|(name, _)| name == PART).map_or(0, |(_, rows)| *rows);
+                return Some(steps.value.saturating_mul(rows).div_ceil(batch).max(1));
+            }
+            (_, Form::Window { axis } | Form::Pad { axis }) => batch.saturating_mul(axis.size),
+            (_, Form::Rows) => {
+                self.report(
+                    Diagnostic::error(Code::E0304, "`steps` counts tokens, and the data has none")
+                        .label(span, "a number of tokens here")
+                        .help("count steps, or `3 epochs`"),
+                );
+                return None;
+            }
+        };
+        Some(steps.value.div_ceil(per_step).max(1))
+    }
+
+    fn one_call<'e>(&mut self, row: &'static FieldRow, expr: &'e Expr) -> Option<read::Called<'e>> {
+        let Takes::Call(rows) = row.takes else { return None };
+        read::call(self, row, rows, expr)
+    }
+
+    fn every_evaluate(&mut self, row: &'static FieldRow, expr: &Expr, data: Option<&str>) -> Option<(u64, String)> {
+        let called = self.one_call(row, expr)?;
+        let every = called.count(self, "steps");
+        let (on_row, on) = called.get("on")?;
+        let (block, part) = self.part(on_row, on)?;
+        if data.is_some_and(|data| data != block) {
+            self.report(
+                Diagnostic::error(
+                    Code::E0308,
+                    format!("`evaluate` measures on a part of the block that it trains on, and `{block}` is another"),
+                )
+                .label(on.span, "a part of another block")
+                .help("measure on other data with an `eval` block"),
+            );
+            return None;
+        }
+        Some((every?, part))
+    }
+
+    fn every_save(&mut self, row: &'static FieldRow, expr: &Expr) -> Option<Save> {
+        let called = self.one_call(row, expr)?;
+        let every = called.count(self, "steps");
+        let keep = if called.get("keep").is_some() { called.count(self, "keep") } else { Some(2) };
+        Some(Save { every: Some(every?), keep: keep? })
+    }
+
+    fn every_sample(&mut self, row: &'static FieldRow, expr: &Expr) -> Option<Sample> {
+        let called = self.one_call(row, expr)?;
+        let every = called.count(self, "steps");
+        let prompt = called.text(self, "prompt");
+        let new = if called.get("new").is_some() { called.count(self, "new") } else { Some(200) };
+        let temperature = match called.get("temperature") {
+            Some((row, expr)) => read::number(self, row, expr),
+            None => Some(0.8),
+        };
+        Some(Sample { every: every?, prompt: prompt?, new: new?, temperature: temperature? })
+    }
+}
+
+/// `Some(None)` when the field is left out, `None` when it is wrong.
+fn optional<T>(
+    fields: &Fields<'_>,
+    name: &str,
+    read: impl FnOnce(&'static FieldRow, &Expr) -> Option<T>,
+) -> Option<Option<T>> {
+    match fields.get(name) {
+        Some((row, expr)) => read(row, expr).map(Some),
+        None => Some(None),
+    }
+}
