@@ -2,6 +2,9 @@
 
 use std::path::{Path, PathBuf};
 
+mod common;
+
+use common::{bare, strip_spans};
 use mdl_lang::diag::{Sources, render};
 use mdl_lang::syntax::{format, parse};
 
@@ -49,26 +52,6 @@ fn all_recipes_parse() {
     assert!(report.is_empty(), "{report}");
 }
 
-/// A tree without its spans, to compare two texts that differ in their blanks.
-fn bare(text: &str) -> serde_json::Value {
-    let (file, diagnostics) = parse(mdl_lang::syntax::ast::FileId(0), text);
-    assert!(diagnostics.is_empty(), "{diagnostics:?}");
-    let mut tree = serde_json::to_value(file).unwrap();
-    strip_spans(&mut tree);
-    tree
-}
-
-fn strip_spans(value: &mut serde_json::Value) {
-    match value {
-        serde_json::Value::Object(map) => {
-            map.retain(|key, _| key != "span" && key != "op_span");
-            map.values_mut().for_each(strip_spans);
-        }
-        serde_json::Value::Array(list) => list.iter_mut().for_each(strip_spans),
-        _ => {}
-    }
-}
-
 #[test]
 fn formatting_keeps_the_tree_and_settles_at_once() {
     for path in recipes() {
@@ -83,4 +66,95 @@ fn formatting_keeps_the_tree_and_settles_at_once() {
             std::fs::write(Path::new(&folder).join(path.file_name().unwrap()), &once).unwrap();
         }
     }
+}
+
+/// A tree as compact text: `Variant(inner)`, fields that are empty left out, broken where a line would be too long.
+fn show(value: &serde_json::Value, indent: usize, out: &mut String) {
+    use serde_json::Value;
+    let flat = show_flat(value);
+    if indent + flat.len() <= 110 {
+        out.push_str(&flat);
+        return;
+    }
+    let pad = " ".repeat(indent + 2);
+    match value {
+        Value::Array(list) => {
+            out.push('[');
+            for item in list {
+                *out += &format!("\n{pad}");
+                show(item, indent + 2, out);
+            }
+            out.push(']');
+        }
+        Value::Object(map) if map.len() == 1 => {
+            let (key, inner) = map.iter().next().unwrap();
+            if key != "kind" {
+                *out += &format!("{key} ");
+            }
+            show(inner, indent, out);
+        }
+        Value::Object(map) => {
+            out.push('{');
+            for (key, inner) in map.iter().filter(|(_, inner)| !is_empty(inner)) {
+                *out += &format!("\n{pad}{key}: ");
+                show(inner, indent + 2, out);
+            }
+            out.push('}');
+        }
+        _ => out.push_str(&flat),
+    }
+}
+
+fn show_flat(value: &serde_json::Value) -> String {
+    use serde_json::Value;
+    match value {
+        Value::String(text) if text.chars().all(|c| c.is_alphanumeric() || "_.'".contains(c)) && !text.is_empty() => text.clone(),
+        Value::Array(list) => format!("[{}]", list.iter().map(show_flat).collect::<Vec<_>>().join(", ")),
+        Value::Object(map) if map.len() == 1 => match map.iter().next().unwrap() {
+            (key, inner) if key == "kind" || key == "text" => show_flat(inner),
+            (key, inner @ Value::Object(_)) => format!("{key} {}", show_flat(inner)),
+            (key, inner) => format!("{key}({})", show_flat(inner)),
+        },
+        Value::Object(map) => {
+            let fields = map.iter().filter(|(_, inner)| !is_empty(inner));
+            let fields: Vec<String> = fields.map(|(key, inner)| format!("{key}: {}", show_flat(inner))).collect();
+            format!("{{{}}}", fields.join(", "))
+        }
+        other => other.to_string(),
+    }
+}
+
+fn is_empty(value: &serde_json::Value) -> bool {
+    use serde_json::Value;
+    match value {
+        Value::Null | Value::Bool(false) => true,
+        Value::String(text) => text.is_empty(),
+        Value::Array(list) => list.is_empty(),
+        _ => false,
+    }
+}
+
+#[test]
+fn golden() {
+    insta::glob!("golden/parse/*.mdl", |path| {
+        let text = std::fs::read_to_string(path).unwrap();
+        let mut sources = Sources::new();
+        let id = sources.add(path.file_name().unwrap().to_string_lossy(), &text);
+        let (file, diagnostics) = parse(id, &text);
+        let mut out = render(&diagnostics, &sources);
+        let mut tree = serde_json::to_value(&file).unwrap();
+        strip_spans(&mut tree);
+        for item in tree["items"].as_array().unwrap() {
+            out.push('\n');
+            show(item, 0, &mut out);
+        }
+        insta::with_settings!({ snapshot_path => "golden/parse", prepend_module_to_snapshot => false, omit_expression => true }, {
+            insta::assert_snapshot!(out);
+        });
+        if diagnostics.is_empty() {
+            let once = format(&text).unwrap();
+            assert_eq!(once, format(&once).unwrap());
+            assert!(bare(&text) == bare(&once), "formatting changes {}", path.display());
+        }
+    });
 }

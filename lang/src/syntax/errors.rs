@@ -85,15 +85,16 @@ impl Context<'_> {
             "=" if wants(Rule::binop) => "`==` compares; `=` stands after the name in `let name = …`".to_owned(),
             ":" if wants(Rule::equals) => "a field or a member is written `name = value`".to_owned(),
             "+" | "*" | "/" | "^" | "==" | "<" | ">" | "<=" | ">=" | "and" | "or" | "at"
-                if is_value && wants(Rule::nl) =>
+                if (is_value || wants(Rule::statement)) && wants(Rule::nl) =>
             {
                 "an operator does not begin a line: end the line before with it, or put the whole in parentheses".to_owned()
             }
             "*" if self.before == "*" => "a power is written `x ^ 2`".to_owned(),
+            "->" if wants(Rule::close_bracket) => "a bracket holds one arrow: what is taken, `->`, what is given".to_owned(),
             "->" if wants(Rule::equals) => "a function takes one result type, before `=`".to_owned(),
             "{" if wants(Rule::equals) => "the body of a function follows `=`: `fn f(x) = { … }`".to_owned(),
             "(" | "[" if wants(Rule::ident) => "a name comes first".to_owned(),
-            "for" if wants(Rule::comma) || is_value => "`for` stands inside a list, after its element: `[f(i) for i in 0..4]`".to_owned(),
+            "for" if wants(Rule::comma) || wants(Rule::statement) || is_value => "`for` stands inside a list, after its element: `[f(i) for i in 0..4]`".to_owned(),
             "return" | "var" | "const" | "def" | "import" => {
                 "a block is `{ let name = value … result }`: its last line is what it gives".to_owned()
             }
@@ -138,11 +139,12 @@ fn expected(positives: &[Rule]) -> String {
         }
     }
     // An expression may always go on with these; they are worth a word only when nothing else is.
-    let goes_on = ["an operator", "`[`", "`(`", "`.`", "a unit"];
-    if words.iter().any(|word| !goes_on.contains(word)) {
-        words.retain(|word| !goes_on.contains(word) || positives.len() <= 2);
-    } else if !words.is_empty() {
-        words = vec!["an operator or the end of the line"];
+    if positives.contains(&Rule::binop) {
+        let goes_on = ["an operator", "`[`", "`(`", "`.`", "a unit"];
+        words.retain(|word| !goes_on.contains(word));
+        if words.is_empty() {
+            return "an operator or the end of the line".to_owned();
+        }
     }
     // A separator explains more than everything that may follow it.
     if words.contains(&"a name") && words.contains(&"an expression") {
@@ -179,14 +181,16 @@ fn word_for(rule: Rule) -> Option<&'static str> {
         Rule::axes => "`[`",
         Rule::member => "`.`",
         Rule::noun => "a unit",
-        Rule::expr | Rule::term | Rule::chain | Rule::prefix | Rule::quantity | Rule::number | Rule::string | Rule::bool => {
+        Rule::expr | Rule::term | Rule::chain | Rule::prefix | Rule::quantity | Rule::number | Rule::bool => {
             "an expression"
         }
         Rule::none | Rule::training | Rule::hole | Rule::paren | Rule::list | Rule::block | Rule::lambda => "an expression",
         Rule::if_expr | Rule::copies | Rule::copies_word | Rule::branch | Rule::range_start => "an expression",
         Rule::arg | Rule::spread | Rule::named => "an argument",
         Rule::statement | Rule::let_stmt | Rule::next_stmt | Rule::loss_stmt | Rule::axis_stmt => "a statement",
-        Rule::ident | Rule::name | Rule::field_name | Rule::use_path => "a name",
+        Rule::string => "a string",
+        Rule::use_path => "a path such as `std.models.Gpt`",
+        Rule::ident | Rule::name | Rule::field_name => "a name",
         Rule::pattern => "a name",
         Rule::axis | Rule::axis_item | Rule::axis_list | Rule::axis_item_named | Rule::part | Rule::axis_group => "an axis",
         Rule::axis_decl => "a name",

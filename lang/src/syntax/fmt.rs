@@ -2,8 +2,9 @@
 //!
 //! It works on tokens, so comments, numbers and strings stay as they are, and it changes nothing but blanks and line
 //! breaks. The user's line breaks stay (at most one empty line in a row); indentation follows the brackets, two blanks a
-//! level; a line over 120 columns is broken at its outermost brackets, after `=`, or after an operator. Formatting twice
-//! is formatting once, since a break that was put in is a break that was found.
+//! level; a line over 120 columns is broken at its outermost brackets, after `=`, or after an operator. The `=` of a stage
+//! stand in one column, and so do comments at the ends of neighbouring lines. Formatting twice is formatting once, since
+//! a break that was put in is a break that was found.
 
 use std::ops::Range;
 
@@ -36,8 +37,20 @@ struct Piece {
     frame: Option<usize>,
     /// The other bracket of a pair.
     partner: Option<usize>,
-    /// Columns that its line is indented by, once printed.
+    /// The code before it.
+    code_before: Option<usize>,
+    /// What brackets that open on its line indent from, once the line is printed.
     line_indent: usize,
+    /// Blanks before it on top of the usual, which line it up with its neighbours.
+    padding: usize,
+}
+
+/// A line without the breaks before it.
+struct Line {
+    breaks: u8,
+    text: String,
+    /// The comment behind its code.
+    comment: Option<String>,
 }
 
 struct Printer<'a> {
@@ -52,7 +65,7 @@ impl<'a> Printer<'a> {
         let mut pieces: Vec<Piece> = Vec::new();
         let mut is_stage = Vec::new();
         let mut open: Vec<usize> = Vec::new();
-        let (mut breaks, mut opens_stage) = (0u8, false);
+        let (mut breaks, mut opens_stage, mut code_before) = (0u8, false, None);
         for token in tokens(source) {
             if token.kind == TokenKind::Newline {
                 breaks = (breaks + 1).min(2);
@@ -71,7 +84,10 @@ impl<'a> Printer<'a> {
             if token.kind == TokenKind::Open {
                 open.push(idx);
             }
-            pieces.push(Piece { token, breaks, frame, partner, line_indent: 0 });
+            pieces.push(Piece { token, breaks, frame, partner, code_before, line_indent: 0, padding: 0 });
+            if token.is_code() {
+                code_before = Some(idx);
+            }
             // Nothing stands behind a comment on its line.
             breaks = 0;
         }
@@ -97,6 +113,21 @@ impl<'a> Printer<'a> {
                 self.pieces[idx].breaks = self.pieces[idx].breaks.min(1);
             }
         }
+        for opener in 0..self.pieces.len() {
+            self.align_fields(opener);
+        }
+    }
+
+    /// Lines up the `=` of a stage's fields, one to a line.
+    fn align_fields(&mut self, opener: usize) {
+        let (true, Some(closer)) = (self.is_stage[opener], self.pieces[opener].partner) else { return };
+        let fields: Vec<usize> = (opener + 1..closer)
+            .filter(|&idx| self.pieces[idx].frame == Some(opener) && self.pieces[idx].breaks > 0 && self.text(idx + 1) == "=")
+            .collect();
+        let widest = fields.iter().map(|&idx| self.text(idx).len()).max().unwrap_or(0);
+        for idx in fields {
+            self.pieces[idx + 1].padding = widest - self.text(idx).len();
+        }
     }
 
     /// A block that has a line break somewhere has one after `{` and before `}`.
@@ -119,7 +150,7 @@ impl<'a> Printer<'a> {
     }
 
     fn print(&mut self) -> String {
-        let mut out = String::with_capacity(self.source.len());
+        let mut lines = Vec::new();
         let mut start = 0;
         while start < self.pieces.len() {
             let indent = self.indent_of(start);
@@ -127,23 +158,32 @@ impl<'a> Printer<'a> {
             while self.width(line.clone(), indent) > MAX_WIDTH && self.wrap(line.clone(), indent) {
                 line = self.line_from(start);
             }
-            for _ in 0..self.pieces[start].breaks {
-                out.push('\n');
-            }
-            out.extend(std::iter::repeat_n(' ', indent));
+            let nested_indent = self.nested_indent(line.clone(), indent);
+            let (mut text, mut comment) = (" ".repeat(indent), None);
             for idx in line.clone() {
-                self.pieces[idx].line_indent = indent;
-                if idx > start {
-                    out.push_str(self.gap(idx));
+                self.pieces[idx].line_indent = nested_indent;
+                if idx > start && self.pieces[idx].token.is_comment() {
+                    comment = Some(self.text(idx).to_owned());
+                    continue;
                 }
-                out.push_str(self.text(idx));
+                if idx > start {
+                    text.extend(std::iter::repeat_n(' ', self.pieces[idx].padding));
+                    text.push_str(self.gap(idx));
+                }
+                text.push_str(self.text(idx));
             }
+            lines.push(Line { breaks: self.pieces[start].breaks, text, comment });
             start = line.end;
         }
-        if !out.is_empty() {
-            out.push('\n');
-        }
-        out
+        join(&lines, self.source.len())
+    }
+
+    /// What a block that opens on a line indents from: `-> type = {` belongs to the line that it continues.
+    fn nested_indent(&self, line: Range<usize>, indent: usize) -> usize {
+        let last = line.clone().rev().find(|&idx| self.pieces[idx].token.is_code());
+        let opens_block = last.is_some_and(|last| self.text(last) == "{");
+        let is_tail = matches!(self.text(line.start), "->" | "=") && self.goes_on_at(line.start);
+        if is_tail && opens_block { indent - INDENT } else { indent }
     }
 
     fn line_from(&self, start: usize) -> Range<usize> {
@@ -158,9 +198,22 @@ impl<'a> Printer<'a> {
             if self.pieces[idx].token.is_comment() && idx > line.start {
                 break;
             }
-            width += self.text(idx).chars().count() + if idx > line.start { self.gap(idx).len() } else { 0 };
+            let gap = if idx > line.start { self.gap(idx).len() + self.pieces[idx].padding } else { 0 };
+            width += gap + self.text(idx).chars().count();
         }
         width
+    }
+
+    /// How many pieces of a line end within the width.
+    fn n_fit(&self, line: Range<usize>, indent: usize) -> usize {
+        let mut column = indent;
+        line.clone()
+            .take_while(|&idx| {
+                let gap = if idx > line.start { self.gap(idx).len() + self.pieces[idx].padding } else { 0 };
+                column += gap + self.text(idx).chars().count();
+                column <= MAX_WIDTH
+            })
+            .count()
     }
 
     /// What the line that begins with piece `idx` is indented by.
@@ -182,7 +235,7 @@ impl<'a> Printer<'a> {
         if matches!(self.text(idx), "->" | "=") {
             return true;
         }
-        let Some(before) = (0..idx).rev().find(|&before| self.pieces[before].token.is_code()) else { return false };
+        let Some(before) = self.pieces[idx].code_before else { return false };
         if self.pieces[before].token.kind == TokenKind::Open {
             return false;
         }
@@ -225,12 +278,15 @@ impl<'a> Printer<'a> {
             return true;
         }
         // After the last comma or operator that still has room.
-        let breakable = |idx: usize| {
-            let text = self.text(idx);
-            let has_room = idx + 1 < line.end && self.width(line.start..idx + 1, indent) <= MAX_WIDTH;
-            has_room && (matches!(text, "," | "and" | "or" | "+" | "*" | "/") || (text == "-" && !self.is_unary(idx)))
+        let breakable = |idx: usize| match self.text(idx) {
+            "," | "and" | "or" | "+" | "*" | "/" => true,
+            "-" => !self.is_unary(idx),
+            _ => false,
         };
-        let place = outer.iter().copied().rfind(|&idx| breakable(idx) && !self.pieces[idx + 1].token.is_comment());
+        let ends_line = |idx: usize| idx + 1 >= line.end || self.pieces[idx + 1].token.is_comment();
+        let n_fit = self.n_fit(line.clone(), indent);
+        let place =
+            outer.iter().copied().rfind(|&idx| idx < line.start + n_fit && breakable(idx) && !ends_line(idx));
         if let Some(place) = place {
             self.pieces[place + 1].breaks = 1;
             return true;
@@ -272,6 +328,7 @@ impl<'a> Printer<'a> {
                 self.pieces[idx + 1].breaks = self.pieces[idx + 1].breaks.max(1);
             }
         }
+        self.align_fields(opener);
     }
 
     fn text(&self, idx: usize) -> &'a str {
@@ -292,7 +349,8 @@ impl<'a> Printer<'a> {
             return " ";
         }
         let tight_after = matches!(before, "(" | "[" | "." ) || (before == ":" && self.is_digest(idx));
-        let tight_before = matches!(after, ")" | "]" | "," | ":" | "." | "?");
+        // `[width -> ]`: nothing on the right, and seen to be so.
+        let tight_before = matches!(after, ")" | "]" | "," | ":" | "." | "?") && before != "->";
         if tight_after || tight_before || self.is_unary(idx - 1) {
             return "";
         }
@@ -359,4 +417,30 @@ impl<'a> Printer<'a> {
     fn is_digest(&self, idx: usize) -> bool {
         idx > 1 && self.text(idx - 2) == "sha256"
     }
+}
+
+/// The lines as text, with the comments of neighbouring lines in one column.
+fn join(lines: &[Line], size_hint: usize) -> String {
+    let mut out = String::with_capacity(size_hint);
+    let mut at = 0;
+    while at < lines.len() {
+        let n_more = lines[at + 1..].iter().take_while(|line| line.comment.is_some() && line.breaks == 1).count();
+        let n = if lines[at].comment.is_some() { 1 + n_more } else { 1 };
+        let run = &lines[at..at + n];
+        let widest = run.iter().map(|line| line.text.chars().count()).max().unwrap_or(0);
+        for line in run {
+            out.extend(std::iter::repeat_n('\n', line.breaks.into()));
+            out.push_str(&line.text);
+            if let Some(comment) = &line.comment {
+                let padding = widest - line.text.chars().count();
+                out.extend(std::iter::repeat_n(' ', padding + INDENT));
+                out.push_str(comment);
+            }
+        }
+        at += n;
+    }
+    if !out.is_empty() {
+        out.push('\n');
+    }
+    out
 }

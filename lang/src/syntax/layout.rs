@@ -52,21 +52,41 @@ struct Frame {
     chained: usize,
 }
 
+/// A block whose `}` is not indented like the line that opened it: probably the `}` of another.
+#[derive(Clone, Copy)]
+struct Suspect {
+    opener: Token,
+    closer: Token,
+}
+
 struct Walk<'a> {
     file: FileId,
     source: &'a str,
     tokens: Vec<Token>,
+    /// For each token the first from it on that is code; their number if there is none.
+    next_code: Vec<usize>,
     text: Vec<u8>,
     diagnostics: &'a mut Vec<Diagnostic>,
     /// Some bracket of the file is wrong: then an item word at the start of a line ends what is open.
     is_strict: bool,
+    /// The first of the item at hand.
+    suspect: Option<Suspect>,
 }
 
 pub(crate) fn layout(file: FileId, source: &str, diagnostics: &mut Vec<Diagnostic>) -> Layout {
     let tokens = tokens(source);
     let is_strict = !is_balanced(source, &tokens);
     let (docs, file_docs) = doc_comments(source, &tokens);
-    let mut walk = Walk { file, source, tokens, text: source.as_bytes().to_vec(), diagnostics, is_strict };
+    let mut next_code = vec![tokens.len(); tokens.len()];
+    let mut next = tokens.len();
+    for (idx, token) in tokens.iter().enumerate().rev() {
+        if token.is_code() {
+            next = idx;
+        }
+        next_code[idx] = next;
+    }
+    let text = source.as_bytes().to_vec();
+    let mut walk = Walk { file, source, tokens, next_code, text, diagnostics, is_strict, suspect: None };
     let items = walk.items();
     for idx in 0..walk.tokens.len() {
         if walk.tokens[idx].is_comment() {
@@ -137,6 +157,7 @@ impl Walk<'_> {
         let n_before = self.diagnostics.len();
         let mut open: Vec<Frame> = Vec::new();
         let (mut chained, mut nesting, mut is_too_deep) = (0, 0, false);
+        self.suspect = None;
         let mut last = first;
         let mut idx = first;
         while idx < self.tokens.len() {
@@ -253,12 +274,27 @@ impl Walk<'_> {
                 .help(format!("close it with `{}`", closer_of(text)));
             self.diagnostics.push(diagnostic);
         }
+        let opener = open[at].token;
+        if self.suspect.is_none() && !is_quiet && closer == "}" {
+            self.suspect = self.indent_before(token).filter(|indent| *indent != self.line_indent(opener)).map(|_| Suspect {
+                opener,
+                closer: token,
+            });
+        }
         for frame in open.drain(at..) {
             *chained -= frame.chained;
         }
     }
 
     fn unclosed(&mut self, opener: Token, end: usize) {
+        if let Some(Suspect { opener, closer }) = self.suspect.take() {
+            let diagnostic = Diagnostic::error(Code::E0102, "`{` is not closed")
+                .label(self.span(opener), "opened here")
+                .label(self.span(closer), "this `}` closes it, but is not indented like it")
+                .help("close it with `}` before this one");
+            self.diagnostics.push(diagnostic);
+            return;
+        }
         let text = opener.text(self.source);
         let closer = closer_of(text);
         let mut diagnostic = Diagnostic::error(Code::E0102, format!("`{text}` is not closed"))
@@ -298,7 +334,8 @@ impl Walk<'_> {
         }
         let text: String = self.source[token.start..self.tokens[end].end].chars().take(20).collect();
         let span = Span::new(self.file, token.start, self.tokens[end].end);
-        let mut diagnostic = Diagnostic::error(Code::E0107, format!("`{}` means nothing here", text.escape_debug()))
+        let shown: String = text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect();
+        let mut diagnostic = Diagnostic::error(Code::E0107, format!("`{shown}` means nothing here"))
             .label(span, "not used by the language");
         if let Some(help) = help_for_unknown(&text) {
             diagnostic = diagnostic.help(help);
@@ -329,9 +366,9 @@ impl Walk<'_> {
         }
     }
 
+    /// The first token from `from` on that is code.
     fn next_code(&self, from: usize) -> Option<usize> {
-        // Comments and newlines come in short runs, so this is cheap.
-        (from..self.tokens.len()).find(|&idx| self.tokens[idx].is_code())
+        self.next_code.get(from).copied().filter(|&idx| idx < self.tokens.len())
     }
 
     /// The column of a token that is the first on its line.
@@ -339,6 +376,20 @@ impl Walk<'_> {
         let is_first = idx == 0 || self.tokens[idx - 1].kind == TokenKind::Newline;
         let line_start = if idx == 0 { 0 } else { self.tokens[idx - 1].end };
         is_first.then(|| self.tokens[idx].start - line_start)
+    }
+
+    /// How many blanks stand before a token that is the first on its line.
+    fn indent_before(&self, token: Token) -> Option<usize> {
+        let before = &self.source[..token.start];
+        let line = before.trim_end_matches([' ', '\t']);
+        (line.is_empty() || line.ends_with('\n')).then_some(before.len() - line.len())
+    }
+
+    /// How many blanks the line of a token begins with.
+    fn line_indent(&self, token: Token) -> usize {
+        let start = self.source[..token.start].rfind('\n').map_or(0, |newline| newline + 1);
+        let line = &self.source[start..];
+        line.len() - line.trim_start_matches([' ', '\t']).len()
     }
 
     fn blank(&mut self, idx: usize) {

@@ -1,0 +1,164 @@
+//! Stages: every misuse of blocks, fields, units and arguments, and what correct ones become.
+
+mod common;
+
+use std::fmt::Write;
+use std::path::Path;
+use std::time::Instant;
+
+use common::FakeWorld;
+use mdl_graph::Role;
+use mdl_lang::diag::{Sources, render};
+use mdl_lang::spec::{Program, StageKind};
+use mdl_lang::stage::check;
+
+fn run(name: &str, text: &str, args: &[(String, String)]) -> (Program, String) {
+    let mut sources = Sources::new();
+    let main = sources.add(name, text);
+    let (program, diagnostics) = check(&mut sources, main, args, &FakeWorld);
+    (program, render(&diagnostics, &sources))
+}
+
+/// `--steps 100 --text a.txt`
+fn flags(line: &str) -> Vec<(String, String)> {
+    let words: Vec<&str> = line.split_whitespace().collect();
+    words.chunks(2).map(|pair| (pair[0].trim_start_matches("--").to_owned(), pair[1..].concat())).collect()
+}
+
+/// The stages of a program in a few lines each: numbers, and the names of what goes in and out of graphs.
+fn summary(program: &Program) -> String {
+    let mut text = String::new();
+    for arg in &program.args {
+        let _ = writeln!(text, "arg {}: {} = {}", arg.name, arg.ty, arg.value.as_deref().unwrap_or("?"));
+    }
+    for stage in &program.stages {
+        let needs = if stage.needs.is_empty() { String::new() } else { format!(" needs {}", stage.needs.join(", ")) };
+        match &stage.kind {
+            StageKind::Data(spec) => {
+                let bare = strip_spans(serde_json::to_value(spec).unwrap());
+                let _ = writeln!(text, "data {}{needs} {bare}", stage.name);
+            }
+            StageKind::Train(spec) => {
+                let _ = writeln!(
+                    text,
+                    "train {}{needs}: batch {} micro {} steps {} {:?} memory {:?} seed {} save {:?} patience {:?}",
+                    stage.name, spec.batch, spec.micro, spec.steps, spec.precision, spec.memory, spec.seed, spec.save, spec.patience
+                );
+                let weights: Vec<String> = spec.weights.iter().map(|weight| weight.path.to_string()).collect();
+                let states: Vec<String> = spec.states.iter().map(|state| state.name.to_string()).collect();
+                let _ = writeln!(text, "  weights {}", weights.join(" "));
+                let _ = writeln!(text, "  states {}", states.join(" "));
+                let _ = writeln!(text, "  step gives {}", values(&spec.step));
+                if let Some(evaluate) = &spec.evaluate {
+                    let _ = writeln!(text, "  evaluates {} every {}: {}", evaluate.part, evaluate.every, values(&evaluate.graph));
+                }
+                if let Some(sample) = &spec.sample {
+                    let _ = writeln!(text, "  samples {sample:?}");
+                }
+                if let Some(forward) = &spec.forward {
+                    let _ = writeln!(text, "  forward gives {}", values(forward));
+                }
+            }
+            StageKind::Eval(spec) => {
+                let _ = writeln!(
+                    text,
+                    "eval {}{needs}: {} on {}.{} batch {} metrics {:?}",
+                    stage.name, spec.of, spec.data, spec.part, spec.batch, spec.metrics
+                );
+            }
+        }
+    }
+    text
+}
+
+fn values(graph: &mdl_graph::Graph) -> String {
+    let names = graph.outputs().iter().filter(|output| output.role == Role::Value);
+    names.map(|output| format!("{}: {}", output.name, graph.ty(output.node))).collect::<Vec<_>>().join(" ")
+}
+
+fn strip_spans(mut value: serde_json::Value) -> serde_json::Value {
+    match &mut value {
+        serde_json::Value::Object(map) => {
+            map.retain(|key, _| key != "span");
+            for inner in map.values_mut() {
+                *inner = strip_spans(inner.take());
+            }
+        }
+        serde_json::Value::Array(list) => list.iter_mut().for_each(|inner| *inner = strip_spans(inner.take())),
+        _ => {}
+    }
+    value
+}
+
+/// A file of cases: what stands before the first `# case: name --flags` is part of each.
+#[test]
+fn cases() {
+    insta::glob!("golden/stage/*.mdl", |path| {
+        let text = std::fs::read_to_string(path).unwrap();
+        let mut pieces = text.split("# case: ");
+        let shared = pieces.next().unwrap_or("");
+        let mut out = String::new();
+        for piece in pieces {
+            let (head, body) = piece.split_once('\n').unwrap_or((piece, ""));
+            let (name, line) = head.split_once(' ').unwrap_or((head, ""));
+            let recipe = format!("{shared}{body}");
+            let (program, diagnostics) = run("recipe.mdl", &recipe, &flags(line));
+            let _ = writeln!(out, "== {head}");
+            out += if diagnostics.is_empty() { summary(&program) } else { diagnostics }.trim_end();
+            out += "\n\n";
+            assert!(!name.is_empty());
+        }
+        insta::with_settings!({ snapshot_path => "golden/stage", prepend_module_to_snapshot => false, omit_expression => true }, {
+            insta::assert_snapshot!(out);
+        });
+    });
+}
+
+fn examples() -> Vec<(String, String)> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples");
+    let mut found: Vec<(String, String)> = std::fs::read_dir(folder)
+        .unwrap()
+        .flatten()
+        .filter(|entry| entry.path().extension().is_some_and(|extension| extension == "mdl"))
+        .map(|entry| (entry.file_name().to_string_lossy().into_owned(), std::fs::read_to_string(entry.path()).unwrap()))
+        .collect();
+    found.sort();
+    found
+}
+
+#[test]
+fn examples_check() {
+    let examples = examples();
+    assert!(examples.len() >= 5);
+    for (name, text) in examples {
+        let start = Instant::now();
+        let (program, diagnostics) = run(&name, &text, &[]);
+        let took = start.elapsed();
+        assert_eq!(diagnostics, "", "{name}");
+        assert!(program.stages.len() >= 2, "{name}");
+        // The promise is 100 ms of an optimized build; unoptimized ones are some times slower.
+        let limit_ms = if cfg!(debug_assertions) { 1_000 } else { 100 };
+        assert!(took.as_millis() < limit_ms, "{name} took {took:?}");
+        for stage in &program.stages {
+            let StageKind::Train(spec) = &stage.kind else { continue };
+            for graph in [Some(&spec.init), Some(&spec.step), spec.forward.as_ref()].into_iter().flatten() {
+                graph.verify().unwrap_or_else(|error| panic!("{name}: {error}"));
+            }
+            // Everything that is kept has a first value and, but for states that nothing changes, a next one.
+            let kept = spec.weights.iter().map(|weight| &weight.path).chain(spec.states.iter().map(|state| &state.name));
+            for path in kept {
+                assert!(spec.init.output(path.as_str()).is_some(), "{name}: no first value of {path}");
+                let next = spec.step.outputs().iter().any(|output| output.name == *path && matches!(output.role, Role::Next(_)));
+                assert!(next, "{name}: no next value of {path}");
+            }
+        }
+    }
+}
+
+#[test]
+fn checking_twice_gives_the_same_bytes() {
+    for (name, text) in examples() {
+        let bytes = || serde_json::to_string(&run(&name, &text, &[]).0).unwrap();
+        assert!(bytes() == bytes(), "{name}");
+    }
+}
