@@ -8,6 +8,7 @@
 pub mod decode;
 pub mod grad;
 pub mod kernel;
+pub mod pass;
 pub mod plan;
 pub mod reference;
 pub mod testing;

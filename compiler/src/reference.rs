@@ -15,7 +15,7 @@ mod tensor;
 use std::fmt;
 use std::rc::Rc;
 
-use mdl_graph::{Graph, Node, NodeId, Op};
+use mdl_graph::{Graph, NodeId, Op, Type};
 
 pub use tensor::{Data, Tensor, offsets, strides};
 
@@ -151,7 +151,7 @@ fn step(
         op @ Op::Loop(_) => return control::run_loop(op, &args, rounding).map(Held::Many),
         _ => {
             let args: Vec<&Tensor> = args.into_iter().map(Rc::as_ref).collect();
-            primitive(node, &args)?
+            apply(&node.op, &args, &node.ty)?
         }
     };
     if rounding == Rounding::Stored {
@@ -160,10 +160,9 @@ fn step(
     Ok(Held::One(Rc::new(value)))
 }
 
-/// The primitives that are a function of the values of their arguments.
-fn primitive(node: &Node, args: &[&Tensor]) -> Result<Tensor, String> {
-    let ty = &node.ty;
-    match &node.op {
+/// One primitive that is a function of the values of its arguments, not rounded.
+pub(crate) fn apply(op: &Op, args: &[&Tensor], ty: &Type) -> Result<Tensor, String> {
+    match op {
         Op::Const(value, _) => Ok(Tensor::filled(ty.clone(), *value)),
         Op::Iota(_) => Ok(Tensor { ty: ty.clone(), data: Data::Int((0..ty.count() as i64).collect()) }),
         Op::Exp
@@ -189,7 +188,7 @@ fn primitive(node: &Node, args: &[&Tensor]) -> Result<Tensor, String> {
         | Op::Or
         | Op::Not
         | Op::Select
-        | Op::Uniform { .. } => maps::map(&node.op, args, ty),
+        | Op::Uniform { .. } => maps::map(op, args, ty),
         Op::Sum(names) => sums::sum(args[0], names, ty),
         Op::MaxOver(names) => sums::max_over(args[0], names, ty),
         Op::Prefix { axis, reverse } => sums::prefix(args[0], axis, *reverse, ty),
@@ -202,10 +201,10 @@ fn primitive(node: &Node, args: &[&Tensor]) -> Result<Tensor, String> {
         | Op::Pad { .. }
         | Op::Window { .. }
         | Op::Unwindow { .. }
-        | Op::Expand(_) => moves::view(&node.op, args[0], ty),
+        | Op::Expand(_) => moves::view(op, args[0], ty),
         Op::Gather { axis } => moves::gather(args[0], args[1], axis, ty),
         Op::Scatter { axis, keep, kind } => moves::scatter(args[0], args[1], axis, keep, *kind, ty),
         Op::Grad => Err("`grad` has a value only after `differentiate`".into()),
-        Op::Input(_) | Op::Loop(_) | Op::Get(_) | Op::Detach => Err(format!("`{}` is no primitive", node.op.name())),
+        Op::Input(_) | Op::Loop(_) | Op::Get(_) | Op::Detach => Err(format!("`{}` is no primitive", op.name())),
     }
 }

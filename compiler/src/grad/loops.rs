@@ -50,7 +50,7 @@ pub(super) fn pull(
 }
 
 /// The nodes that stand for a body's inputs, in their order.
-pub(super) fn params(body: &Graph) -> Vec<NodeId> {
+pub(crate) fn params(body: &Graph) -> Vec<NodeId> {
     let mut params = vec![NodeId(0); body.inputs().len()];
     for id in body.ids() {
         if let Op::Input(input) = body.op(id) {

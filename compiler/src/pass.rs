@@ -1,0 +1,116 @@
+//! The passes: from the graph that the checker made to the one that is fused and planned.
+//!
+//! In: a graph with markers. Out: a graph with the same inputs and outputs that computes the same, within roundings. Each pass is
+//! a row of [`PASSES`]; after each the graph verifies, or the pass is named as the culprit.
+//! Deliberately absent: fusion, memory and kernels, which start from what [`prepare`] gives.
+
+pub mod accumulate;
+pub mod hoist;
+pub mod precision;
+pub mod recompute;
+pub mod simplify;
+
+use std::fmt;
+
+use mdl_graph::{Graph, Name, Span, bug};
+
+pub use precision::Precision;
+
+/// What a stage asks of its step.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Options {
+    /// The dtype that floats are computed and stored in between the weights, which stay `f32`.
+    pub precision: Precision,
+    /// The batch is cut along this axis into this many pieces, one after the other.
+    pub micro: Option<Micro>,
+    /// What the backward loops may keep of the forward ones, in bytes, over all loops; `None` keeps what they read.
+    pub saved_bytes: Option<u64>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Micro {
+    pub axis: Name,
+    pub pieces: u64,
+}
+
+/// Why a graph cannot be prepared as asked; `span` is the expression that stands in the way.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PassError {
+    pub pass: &'static str,
+    pub span: Span,
+    pub message: String,
+}
+
+impl fmt::Display for PassError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+impl std::error::Error for PassError {}
+
+/// One pass: its name for `--dump-after`, one line about it, and what it does.
+#[derive(Clone, Copy)]
+pub struct Pass {
+    pub name: &'static str,
+    pub doc: &'static str,
+    pub run: fn(&Graph, &Options) -> Result<Graph, PassError>,
+}
+
+/// All passes, in the order in which [`prepare`] runs them.
+pub const PASSES: &[Pass] = &[
+    Pass {
+        name: "simplify-forward",
+        doc: "one spelling for what means the same, before derivatives are taken of it",
+        run: |graph, _| Ok(simplify::simplify(graph)),
+    },
+    Pass {
+        name: "differentiate",
+        doc: "replaces every `grad` by nodes that compute it",
+        run: |graph, _| Ok(crate::grad::differentiate(graph)),
+    },
+    Pass {
+        name: "simplify",
+        doc: "constants folded, dead code gone, views composed, algebra, what no loop changes taken out of loops",
+        run: |graph, _| Ok(simplify::simplify(graph)),
+    },
+    Pass {
+        name: "hoist",
+        doc: "products summed over the passes of a loop become one product after it",
+        run: |graph, _| Ok(hoist::hoist(graph)),
+    },
+    Pass {
+        name: "accumulate",
+        doc: "cuts the batch into pieces and adds up what they give",
+        run: accumulate::accumulate,
+    },
+    Pass { name: "precision", doc: "gives every value the dtype it is stored in", run: precision::precision },
+    Pass { name: "recompute", doc: "saves less for the backward loops, within the budget", run: recompute::run },
+    Pass {
+        name: "simplify-late",
+        doc: "cleans up after the passes before it",
+        run: |graph, _| Ok(simplify::simplify(graph)),
+    },
+];
+
+/// The graph after all passes.
+pub fn prepare(step: &Graph, options: &Options) -> Result<Graph, PassError> {
+    prepare_watched(step, options, &mut |_, _| {})
+}
+
+/// As [`prepare`]; `watch` sees the graph after each pass, for `--dump-after` and for timing.
+pub fn prepare_watched(
+    step: &Graph,
+    options: &Options,
+    watch: &mut dyn FnMut(&Pass, &Graph),
+) -> Result<Graph, PassError> {
+    let mut graph = step.clone();
+    for pass in PASSES {
+        graph = (pass.run)(&graph, options)?;
+        if let Err(error) = graph.verify() {
+            bug!("after pass `{}`: {error}\n{graph}", pass.name);
+        }
+        watch(pass, &graph);
+    }
+    Ok(graph)
+}
