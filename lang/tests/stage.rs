@@ -8,15 +8,21 @@ use std::time::Instant;
 
 use common::FakeWorld;
 use mdl_graph::Role;
-use mdl_lang::diag::{Sources, render};
+use mdl_lang::diag::{Code, Sources, render};
 use mdl_lang::spec::{Program, StageKind};
 use mdl_lang::stage::check;
 
 fn run(name: &str, text: &str, args: &[(String, String)]) -> (Program, String) {
+    let (program, _, report) = run_in(&FakeWorld::default(), name, text, args);
+    (program, report)
+}
+
+fn run_in(world: &FakeWorld, name: &str, text: &str, args: &[(String, String)]) -> (Program, Vec<Code>, String) {
     let mut sources = Sources::new();
     let main = sources.add(name, text);
-    let (program, diagnostics) = check(&mut sources, main, args, &FakeWorld);
-    (program, render(&diagnostics, &sources))
+    let (program, diagnostics) = check(&mut sources, main, args, world);
+    let codes = diagnostics.iter().map(|diagnostic| diagnostic.code).collect();
+    (program, codes, render(&diagnostics, &sources))
 }
 
 /// `--steps 100 --text a.txt`
@@ -42,7 +48,15 @@ fn summary(program: &Program) -> String {
                 let _ = writeln!(
                     text,
                     "train {}{needs}: batch {} micro {} steps {} {:?} memory {:?} seed {} save {:?} patience {:?}",
-                    stage.name, spec.batch, spec.micro, spec.steps, spec.precision, spec.memory, spec.seed, spec.save, spec.patience
+                    stage.name,
+                    spec.batch,
+                    spec.micro,
+                    spec.steps,
+                    spec.precision,
+                    spec.memory,
+                    spec.seed,
+                    spec.save,
+                    spec.patience
                 );
                 let weights: Vec<String> = spec.weights.iter().map(|weight| weight.path.to_string()).collect();
                 let states: Vec<String> = spec.states.iter().map(|state| state.name.to_string()).collect();
@@ -50,7 +64,13 @@ fn summary(program: &Program) -> String {
                 let _ = writeln!(text, "  states {}", states.join(" "));
                 let _ = writeln!(text, "  step gives {}", values(&spec.step));
                 if let Some(evaluate) = &spec.evaluate {
-                    let _ = writeln!(text, "  evaluates {} every {}: {}", evaluate.part, evaluate.every, values(&evaluate.graph));
+                    let _ = writeln!(
+                        text,
+                        "  evaluates {} every {}: {}",
+                        evaluate.part,
+                        evaluate.every,
+                        values(&evaluate.graph)
+                    );
                 }
                 if let Some(sample) = &spec.sample {
                     let _ = writeln!(text, "  samples {sample:?}");
@@ -145,10 +165,15 @@ fn examples_check() {
                 graph.verify().unwrap_or_else(|error| panic!("{name}: {error}"));
             }
             // Everything that is kept has a first value and, but for states that nothing changes, a next one.
-            let kept = spec.weights.iter().map(|weight| &weight.path).chain(spec.states.iter().map(|state| &state.name));
+            let kept =
+                spec.weights.iter().map(|weight| &weight.path).chain(spec.states.iter().map(|state| &state.name));
             for path in kept {
                 assert!(spec.init.output(path.as_str()).is_some(), "{name}: no first value of {path}");
-                let next = spec.step.outputs().iter().any(|output| output.name == *path && matches!(output.role, Role::Next(_)));
+                let next = spec
+                    .step
+                    .outputs()
+                    .iter()
+                    .any(|output| output.name == *path && matches!(output.role, Role::Next(_)));
                 assert!(next, "{name}: no next value of {path}");
             }
         }
@@ -161,4 +186,44 @@ fn checking_twice_gives_the_same_bytes() {
         let bytes = || serde_json::to_string(&run(&name, &text, &[]).0).unwrap();
         assert!(bytes() == bytes(), "{name}");
     }
+}
+
+/// The fenced blocks of a page that are marked so.
+fn blocks<'a>(page: &'a str, mark: &str) -> Vec<&'a str> {
+    let fence = format!("```mdl {mark}\n");
+    page.split(&fence).skip(1).filter_map(|rest| rest.split("\n```").next()).collect()
+}
+
+/// The wrong example of each page gives its code and nothing else, the right one nothing. An example that begins with
+/// `// mdlc check recipe.mdl` is checked with those flags; the world of pages about data (E05) is broken accordingly.
+#[test]
+fn pages_do_what_they_say() {
+    let mine = |code: &&Code| ["E03", "E041", "E05", "E07"].iter().any(|start| code.text().starts_with(start));
+    let mut report = String::new();
+    for code in Code::ALL.iter().filter(mine) {
+        // What is wrong there is the disk, not the recipe.
+        if *code == Code::E0513 {
+            continue;
+        }
+        let (wrong, right) = (blocks(code.page(), "wrong"), blocks(code.page(), "right"));
+        assert!(!wrong.is_empty() && !right.is_empty(), "{code} lacks examples");
+        let args = |text: &str| {
+            let line = text.lines().next().and_then(|line| line.strip_prefix("// mdlc check recipe.mdl"));
+            line.map_or_else(Vec::new, flags)
+        };
+        let broken = code.text().starts_with("E05").then(|| code.text());
+        for text in wrong {
+            let (_, codes, said) = run_in(&FakeWorld { broken }, "wrong.mdl", text, &args(text));
+            if codes.iter().any(|other| other != code) || codes.is_empty() {
+                let _ = writeln!(report, "{code}, wrong example:\n{text}\n{said}");
+            }
+        }
+        for text in right {
+            let (_, codes, said) = run_in(&FakeWorld::default(), "right.mdl", text, &args(text));
+            if !codes.is_empty() {
+                let _ = writeln!(report, "{code}, right example:\n{text}\n{said}");
+            }
+        }
+    }
+    assert!(report.is_empty(), "{report}");
 }

@@ -70,7 +70,7 @@ codes! {
     E0313: "a weight that no optimizer takes";
     E0314: "an objective that gives no loss";
     E0315: "a metric that does not exist or is no number";
-    E0316: "a block without a name, or two of one name";
+    E0316: "a block without a name";
     E0317: "a model that cannot be trained";
     E0411: "an argument that the recipe does not have";
     E0412: "an argument whose value cannot be read";

@@ -4,7 +4,7 @@ use mdl_lang::syntax::ast::FileId;
 use mdl_lang::syntax::parse;
 
 /// A tree without its spans, to compare two texts that differ in their blanks.
-pub fn bare(text: &str) -> serde_json::Value {
+pub(crate) fn bare(text: &str) -> serde_json::Value {
     let (file, diagnostics) = parse(FileId(0), text);
     assert!(diagnostics.is_empty(), "{diagnostics:?}");
     let mut tree = serde_json::to_value(file).unwrap();
@@ -12,7 +12,7 @@ pub fn bare(text: &str) -> serde_json::Value {
     tree
 }
 
-pub fn strip_spans(value: &mut serde_json::Value) {
+pub(crate) fn strip_spans(value: &mut serde_json::Value) {
     match value {
         serde_json::Value::Object(map) => {
             map.retain(|key, _| key != "span" && key != "op_span");
