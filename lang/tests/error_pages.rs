@@ -58,16 +58,14 @@ fn examples_in_documents_parse() {
             assert!(codes.is_empty(), "{code}: {text}\n{report}");
         }
     }
-    let docs = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs");
-    for entry in std::fs::read_dir(docs).unwrap().flatten() {
-        let path = entry.path();
-        if path.extension().is_none_or(|extension| extension != "md") {
-            continue;
-        }
-        let page = std::fs::read_to_string(&path).unwrap();
-        for text in page.split("```mdl\n").skip(1).filter_map(|rest| rest.split("\n```").next()) {
+    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    for name in ["README.md", "docs/tutorial.md", "docs/language.md", "docs/syntax.md"] {
+        let page = std::fs::read_to_string(root.join(name)).unwrap();
+        let blocks = page.split("```mdl\n").skip(1).filter_map(|rest| rest.split("\n```").next());
+        // What is abbreviated is a sketch.
+        for text in blocks.filter(|text| !text.contains('…')) {
             let (codes, report) = diagnose(text);
-            assert!(codes.is_empty(), "{}: {text}\n{report}", path.display());
+            assert!(codes.is_empty(), "{name}: {text}\n{report}");
         }
     }
 }

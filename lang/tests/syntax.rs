@@ -108,7 +108,9 @@ fn show(value: &serde_json::Value, indent: usize, out: &mut String) {
 fn show_flat(value: &serde_json::Value) -> String {
     use serde_json::Value;
     match value {
-        Value::String(text) if text.chars().all(|c| c.is_alphanumeric() || "_.'".contains(c)) && !text.is_empty() => text.clone(),
+        Value::String(text) if text.chars().all(|c| c.is_alphanumeric() || "_.'".contains(c)) && !text.is_empty() => {
+            text.clone()
+        }
         Value::Array(list) => format!("[{}]", list.iter().map(show_flat).collect::<Vec<_>>().join(", ")),
         Value::Object(map) if map.len() == 1 => match map.iter().next().unwrap() {
             (key, inner) if key == "kind" || key == "text" => show_flat(inner),

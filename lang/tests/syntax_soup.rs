@@ -10,10 +10,67 @@ use proptest::prelude::*;
 
 /// Pieces of recipes; soup made of them reaches far deeper than random bytes.
 const PIECES: &[&str] = &[
-    "fn f(x) = ", "layer A[a]() {", "}", "{", "(", ")", "[", "]", ",", "let x = ", "next m = ", "\n", "\n", " ", "a", "t'", "..",
-    "..from", "->", "as", "at", "if a {", "} else {", "for i in", "+", "-", "*", "^", "==", "=", ":", "1", "0.5", "90%", "4M tokens",
-    "\"s\"", "\"", "// c\n", "/// d\n", "fn(x) = ", "repeat[layer] ", "each[", "not ", "and ", "weight w: [a] = ", "axis t = 3\n",
-    "train base {", "use ", "f(", "x[t = ", "_", ".", "?", "none", "\\", "é", "\t", "\r\n", "optimizer o() {", "%", "|",
+    "fn f(x) = ",
+    "layer A[a]() {",
+    "}",
+    "{",
+    "(",
+    ")",
+    "[",
+    "]",
+    ",",
+    "let x = ",
+    "next m = ",
+    "\n",
+    "\n",
+    " ",
+    "a",
+    "t'",
+    "..",
+    "..from",
+    "->",
+    "as",
+    "at",
+    "if a {",
+    "} else {",
+    "for i in",
+    "+",
+    "-",
+    "*",
+    "^",
+    "==",
+    "=",
+    ":",
+    "1",
+    "0.5",
+    "90%",
+    "4M tokens",
+    "\"s\"",
+    "\"",
+    "// c\n",
+    "/// d\n",
+    "fn(x) = ",
+    "repeat[layer] ",
+    "each[",
+    "not ",
+    "and ",
+    "weight w: [a] = ",
+    "axis t = 3\n",
+    "train base {",
+    "use ",
+    "f(",
+    "x[t = ",
+    "_",
+    ".",
+    "?",
+    "none",
+    "\\",
+    "é",
+    "\t",
+    "\r\n",
+    "optimizer o() {",
+    "%",
+    "|",
 ];
 
 /// Parses, and formats what has no error: twice is once.
@@ -32,7 +89,7 @@ fn survive(text: &str) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 512, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn bytes(bytes in proptest::collection::vec(any::<u8>(), 0..400)) {
@@ -65,13 +122,35 @@ proptest! {
 /// Expressions that parse, with odd spacing between their tokens.
 fn expression() -> impl Strategy<Value = String> {
     let leaf = prop_oneof![
-        Just("a"), Just("t'"), Just("0.5"), Just("90%"), Just("4M tokens"), Just("\"s // x\""), Just("none"), Just("_"), Just("at"),
-        Just("x[t = -1]"), Just("x[(a, b) as c]"), Just("Linear[width -> ]()"), Just("[]"), Just("()"), Just("r.next"), Just("-a"),
+        Just("a"),
+        Just("t'"),
+        Just("0.5"),
+        Just("90%"),
+        Just("4M tokens"),
+        Just("\"s // x\""),
+        Just("none"),
+        Just("_"),
+        Just("at"),
+        Just("x[t = -1]"),
+        Just("x[(a, b) as c]"),
+        Just("Linear[width -> ]()"),
+        Just("[]"),
+        Just("()"),
+        Just("r.next"),
+        Just("-a"),
     ]
     .prop_map(str::to_owned);
     leaf.prop_recursive(4, 40, 4, |inner| {
         let op = prop_oneof![
-            Just(" + "), Just("-"), Just(" *\n"), Just("/"), Just("^"), Just(" and "), Just(" or\n"), Just(" % "), Just(" at "),
+            Just(" + "),
+            Just("-"),
+            Just(" *\n"),
+            Just("/"),
+            Just("^"),
+            Just(" and "),
+            Just(" or\n"),
+            Just(" % "),
+            Just(" at "),
         ];
         prop_oneof![
             (inner.clone(), op, inner.clone()).prop_map(|(a, op, b)| format!("{a}{op}{b}")),
@@ -81,7 +160,8 @@ fn expression() -> impl Strategy<Value = String> {
             (inner.clone(), inner.clone()).prop_map(|(a, b)| format!("g[t:s]({a}) fn(x,y)={b}")),
             (inner.clone(), inner.clone(), inner.clone())
                 .prop_map(|(a, b, c)| format!("(if {a} {{ {b} }} else\n {{\n\n\n// c\n{c} }})")),
-            (inner.clone(), inner.clone()).prop_map(|(a, b)| format!("({{ let (x,_):[..,t]={a}\n loss l={b}\n\n  x }})")),
+            (inner.clone(), inner.clone())
+                .prop_map(|(a, b)| format!("({{ let (x,_):[..,t]={a}\n loss l={b}\n\n  x }})")),
             inner.clone().prop_map(|a| format!("[{a} for i in 0..4]")),
             inner.prop_map(|a| format!("(not {a} == b)")),
         ]
@@ -89,7 +169,7 @@ fn expression() -> impl Strategy<Value = String> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 512, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
 
     /// What parses, the formatter leaves what it is.
     #[test]
@@ -147,11 +227,23 @@ fn depth_is_capped_at_once() {
 /// The deepest that is allowed, right and wrong in the middle: linear, since no two alternatives share a long prefix.
 #[test]
 fn allowed_depth_is_fast() {
-    for (open, close) in [("(", ")"), ("[", "]"), ("f(a: ", ")"), ("x[t = ", "]"), ("x[(a, b) as c: ", "]"), ("g(", ")"),
-        ("{ ", " }"), ("each[a: ", "]"), ("(a: ", ")"), ("fn(x = ", ") = 1"), ("if a { ", " } else { 1 }")] {
+    for (open, close) in [
+        ("(", ")"),
+        ("[", "]"),
+        ("f(a: ", ")"),
+        ("x[t = ", "]"),
+        ("x[(a, b) as c: ", "]"),
+        ("g(", ")"),
+        ("{ ", " }"),
+        ("each[a: ", "]"),
+        ("(a: ", ")"),
+        ("fn(x = ", ") = 1"),
+        ("if a { ", " } else { 1 }"),
+    ] {
         for middle in ["1", "", "1 1", "a as", "= ="] {
             // A lambda in brackets counts twice.
-            let n = if open.starts_with("fn") || open.starts_with("if") || open.starts_with("each") { 120 } else { 250 };
+            let n =
+                if open.starts_with("fn") || open.starts_with("if") || open.starts_with("each") { 120 } else { 250 };
             let text = format!("fn f() = {}{middle}{}", open.repeat(n), close.repeat(n));
             let (codes, elapsed) = on_small_stack(text);
             assert!(codes.len() <= 1 && !codes.contains(&"E0105"), "{open}{middle}: {codes:?}");

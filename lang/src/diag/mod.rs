@@ -120,6 +120,7 @@ pub fn nearest<'a>(name: &str, candidates: impl IntoIterator<Item = &'a str>) ->
     let limit = name.chars().count().div_ceil(3);
     candidates
         .into_iter()
+        .filter(|candidate| candidate.chars().count().abs_diff(name.chars().count()) <= limit)
         .map(|candidate| (edit_distance(name, candidate), candidate))
         .filter(|&(distance, candidate)| distance <= limit && candidate != name)
         .min_by_key(|&(distance, _)| distance)

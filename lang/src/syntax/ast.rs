@@ -80,9 +80,14 @@ pub enum ItemKind {
     Optimizer(Optimizer),
     Stage(Stage),
     /// `model gpt = expr`
-    Model { name: Name, value: Expr },
+    Model {
+        name: Name,
+        value: Expr,
+    },
     /// An item with a syntax error, already reported; whoever looks up its name should stay silent.
-    Broken { name: Option<Name> },
+    Broken {
+        name: Option<Name>,
+    },
 }
 
 impl Item {
@@ -179,7 +184,11 @@ pub enum MemberKind {
     /// `state m = zeros(), v = zeros()`
     State(Vec<Stored>),
     /// `skip = Conv2d[from -> to](taps: 1) if stride > 1`
-    Let { name: Name, value: Expr, condition: Option<Expr> },
+    Let {
+        name: Name,
+        value: Expr,
+        condition: Option<Expr>,
+    },
     Fn(FnDef),
 }
 
@@ -384,28 +393,66 @@ pub enum ExprKind {
     /// `[a, b]`
     List(Vec<Expr>),
     /// `[f(i) for i in 0..4 if i != 2]`
-    Comprehension { element: Box<Expr>, pattern: Pattern, source: Box<Expr>, condition: Option<Box<Expr>> },
+    Comprehension {
+        element: Box<Expr>,
+        pattern: Pattern,
+        source: Box<Expr>,
+        condition: Option<Box<Expr>>,
+    },
     /// `0..4`, `2..`, `..128`
-    Range { start: Option<Box<Expr>>, end: Option<Box<Expr>> },
+    Range {
+        start: Option<Box<Expr>>,
+        end: Option<Box<Expr>>,
+    },
     /// `fn(x, (a, b)) = body`
-    Lambda { params: Vec<Param>, body: Box<Expr> },
+    Lambda {
+        params: Vec<Param>,
+        body: Box<Expr>,
+    },
     /// `{ let … expr }`
     Block(Block),
     /// `if a { … } else if b { … } else { … }`
-    If { branches: Vec<Branch>, otherwise: Option<Block> },
-    Unary { op: UnaryOp, value: Box<Expr> },
+    If {
+        branches: Vec<Branch>,
+        otherwise: Option<Block>,
+    },
+    Unary {
+        op: UnaryOp,
+        value: Box<Expr>,
+    },
     /// `op_span` is that of the operator.
-    Binary { op: BinaryOp, op_span: Span, left: Box<Expr>, right: Box<Expr> },
+    Binary {
+        op: BinaryOp,
+        op_span: Span,
+        left: Box<Expr>,
+        right: Box<Expr>,
+    },
     /// `base[axes]`: a slice, a rename, a gather, an index into a list, or a function with its axes given.
-    Bracket { base: Box<Expr>, axes: Axes },
+    Bracket {
+        base: Box<Expr>,
+        axes: Axes,
+    },
     /// `callee(args)`; a trailing lambda is the last argument.
-    Call { callee: Box<Expr>, args: Vec<Arg> },
+    Call {
+        callee: Box<Expr>,
+        args: Vec<Arg>,
+    },
     /// `base.name`
-    Member { base: Box<Expr>, name: Name },
+    Member {
+        base: Box<Expr>,
+        name: Name,
+    },
     /// `repeat[layer] body`, `each[expert] body`
-    Copies { kind: CopiesKind, axes: Axes, body: Box<Expr> },
+    Copies {
+        kind: CopiesKind,
+        axes: Axes,
+        body: Box<Expr>,
+    },
     /// `value at "pattern"`
-    At { value: Box<Expr>, pattern: Box<Expr> },
+    At {
+        value: Box<Expr>,
+        pattern: Box<Expr>,
+    },
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
@@ -427,7 +474,10 @@ pub enum CopiesKind {
 
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub enum RecordPart {
-    Field { name: Name, value: Expr },
+    Field {
+        name: Name,
+        value: Expr,
+    },
     /// `..r`
     Spread(Expr),
 }
@@ -488,7 +538,10 @@ pub struct Arg {
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub enum ArgKind {
     Positional(Expr),
-    Named { name: Name, value: Expr },
+    Named {
+        name: Name,
+        value: Expr,
+    },
     /// `..r`: the fields of a record as named arguments.
     Spread(Expr),
     /// `fn(h, x) = …` after the parentheses.

@@ -33,7 +33,9 @@ pub(super) fn explain(file: FileId, base: usize, text: &str, error: &Error<Rule>
         found: found_token.filter(|token| token.is_code()).map_or("", |token| token.text(text)),
         found_kind: found_token.map(|token| token.kind),
         before: before.map_or("", |token| token.text(text)),
-        next: found.and_then(|idx| pieces[idx + 1..].iter().find(|token| token.is_code())).map_or("", |token| token.text(text)),
+        next: found
+            .and_then(|idx| pieces[idx + 1..].iter().find(|token| token.is_code()))
+            .map_or("", |token| token.text(text)),
         positives,
     };
     context.diagnostic(place)
@@ -87,14 +89,19 @@ impl Context<'_> {
             "+" | "*" | "/" | "^" | "==" | "<" | ">" | "<=" | ">=" | "and" | "or" | "at"
                 if (is_value || wants(Rule::statement)) && wants(Rule::nl) =>
             {
-                "an operator does not begin a line: end the line before with it, or put the whole in parentheses".to_owned()
+                "an operator does not begin a line: end the line before with it, or put the whole in parentheses"
+                    .to_owned()
             }
             "*" if self.before == "*" => "a power is written `x ^ 2`".to_owned(),
-            "->" if wants(Rule::close_bracket) => "a bracket holds one arrow: what is taken, `->`, what is given".to_owned(),
+            "->" if wants(Rule::close_bracket) => {
+                "a bracket holds one arrow: what is taken, `->`, what is given".to_owned()
+            }
             "->" if wants(Rule::equals) => "a function takes one result type, before `=`".to_owned(),
             "{" if wants(Rule::equals) => "the body of a function follows `=`: `fn f(x) = { … }`".to_owned(),
             "(" | "[" if wants(Rule::ident) => "a name comes first".to_owned(),
-            "for" if wants(Rule::comma) || wants(Rule::statement) || is_value => "`for` stands inside a list, after its element: `[f(i) for i in 0..4]`".to_owned(),
+            "for" if wants(Rule::comma) || wants(Rule::statement) || is_value => {
+                "`for` stands inside a list, after its element: `[f(i) for i in 0..4]`".to_owned()
+            }
             "return" | "var" | "const" | "def" | "import" => {
                 "a block is `{ let name = value … result }`: its last line is what it gives".to_owned()
             }
@@ -113,14 +120,44 @@ impl Context<'_> {
 pub(super) fn is_reserved(word: &str) -> bool {
     matches!(
         word,
-        "let" | "if" | "else" | "fn" | "for" | "in" | "and" | "or" | "not" | "as" | "true" | "false" | "none" | "training"
+        "let"
+            | "if"
+            | "else"
+            | "fn"
+            | "for"
+            | "in"
+            | "and"
+            | "or"
+            | "not"
+            | "as"
+            | "true"
+            | "false"
+            | "none"
+            | "training"
     )
 }
 
 fn is_operator(text: &str) -> bool {
     matches!(
         text,
-        "+" | "-" | "*" | "/" | "%" | "^" | "=" | "==" | "!=" | "<" | "<=" | ">" | ">=" | "," | ":" | "and" | "or" | "not" | "in"
+        "+" | "-"
+            | "*"
+            | "/"
+            | "%"
+            | "^"
+            | "="
+            | "=="
+            | "!="
+            | "<"
+            | "<="
+            | ">"
+            | ">="
+            | ","
+            | ":"
+            | "and"
+            | "or"
+            | "not"
+            | "in"
     )
 }
 
@@ -184,7 +221,9 @@ fn word_for(rule: Rule) -> Option<&'static str> {
         Rule::expr | Rule::term | Rule::chain | Rule::prefix | Rule::quantity | Rule::number | Rule::bool => {
             "an expression"
         }
-        Rule::none | Rule::training | Rule::hole | Rule::paren | Rule::list | Rule::block | Rule::lambda => "an expression",
+        Rule::none | Rule::training | Rule::hole | Rule::paren | Rule::list | Rule::block | Rule::lambda => {
+            "an expression"
+        }
         Rule::if_expr | Rule::copies | Rule::copies_word | Rule::branch | Rule::range_start => "an expression",
         Rule::arg | Rule::spread | Rule::named => "an argument",
         Rule::statement | Rule::let_stmt | Rule::next_stmt | Rule::loss_stmt | Rule::axis_stmt => "a statement",
@@ -192,7 +231,9 @@ fn word_for(rule: Rule) -> Option<&'static str> {
         Rule::use_path => "a path such as `std.models.Gpt`",
         Rule::ident | Rule::name | Rule::field_name => "a name",
         Rule::pattern => "a name",
-        Rule::axis | Rule::axis_item | Rule::axis_list | Rule::axis_item_named | Rule::part | Rule::axis_group => "an axis",
+        Rule::axis | Rule::axis_item | Rule::axis_list | Rule::axis_item_named | Rule::part | Rule::axis_group => {
+            "an axis"
+        }
         Rule::axis_decl => "a name",
         Rule::ty | Rule::tensor | Rule::type_list | Rule::type_tuple | Rule::type_name | Rule::type_part => "a type",
         Rule::param => "a parameter",

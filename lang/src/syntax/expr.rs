@@ -7,8 +7,8 @@
 use pest::iterators::Pair;
 
 use super::ast::{
-    Arg, ArgKind, BinaryOp, Block, Branch, CopiesKind, Expr, ExprKind, Pattern, PatternKind, RecordPart, Span, Statement,
-    StatementKind, UnaryOp,
+    Arg, ArgKind, BinaryOp, Block, Branch, CopiesKind, Expr, ExprKind, Pattern, PatternKind, RecordPart, Span,
+    Statement, StatementKind, UnaryOp,
 };
 use super::build::{Build, Parts, Rule};
 use crate::diag::{Code, Diagnostic};
@@ -133,7 +133,9 @@ impl Build<'_> {
                 let span = span.to(end.span);
                 Expr { kind: ExprKind::Range { start: None, end: Some(Box::new(end)) }, span }
             }
-            Some(Piece::Infix(..)) | None => panic!("bug in mdlc: the grammar lets no expression begin with an operator"),
+            Some(Piece::Infix(..)) | None => {
+                panic!("bug in mdlc: the grammar lets no expression begin with an operator")
+            }
         };
         // Comparisons and ranges do not chain: remember what was just made at this level.
         let mut just_made: Option<Infix> = None;
@@ -281,10 +283,13 @@ impl Build<'_> {
                 ),
             }
         }
-        self.refuse_twice("field", record.iter().filter_map(|part| match part {
-            RecordPart::Field { name, .. } => Some(name),
-            RecordPart::Spread(_) => None,
-        }));
+        self.refuse_twice(
+            "field",
+            record.iter().filter_map(|part| match part {
+                RecordPart::Field { name, .. } => Some(name),
+                RecordPart::Spread(_) => None,
+            }),
+        );
         Expr { kind: ExprKind::Record(record), span }
     }
 
@@ -410,10 +415,13 @@ impl Build<'_> {
                     .help("name it, `name: value`, or move it to the front"),
             );
         }
-        self.refuse_twice("argument", args.iter().filter_map(|arg| match &arg.kind {
-            ArgKind::Named { name, .. } => Some(name),
-            ArgKind::Positional(_) | ArgKind::Spread(_) | ArgKind::Trailing(_) => None,
-        }));
+        self.refuse_twice(
+            "argument",
+            args.iter().filter_map(|arg| match &arg.kind {
+                ArgKind::Named { name, .. } => Some(name),
+                ArgKind::Positional(_) | ArgKind::Spread(_) | ArgKind::Trailing(_) => None,
+            }),
+        );
         if let Some(lambda) = lambda {
             let span = self.span(&lambda);
             let value = self.nested(span, |build| build.lambda(lambda));

@@ -73,7 +73,8 @@ impl<'a> Printer<'a> {
             }
             let idx = pieces.len();
             if open.is_empty() && token.kind == TokenKind::Word && (idx == 0 || breaks > 0) {
-                opens_stage = !matches!(token.text(source), "layer" | "fn" | "optimizer" | "axis" | "model" | "arg");
+                opens_stage =
+                    !matches!(token.text(source), "layer" | "fn" | "optimizer" | "axis" | "model" | "arg" | "names");
             }
             let partner = if token.kind == TokenKind::Close { open.pop() } else { None };
             if let Some(opener) = partner {
@@ -122,7 +123,9 @@ impl<'a> Printer<'a> {
     fn align_fields(&mut self, opener: usize) {
         let (true, Some(closer)) = (self.is_stage[opener], self.pieces[opener].partner) else { return };
         let fields: Vec<usize> = (opener + 1..closer)
-            .filter(|&idx| self.pieces[idx].frame == Some(opener) && self.pieces[idx].breaks > 0 && self.text(idx + 1) == "=")
+            .filter(|&idx| {
+                self.pieces[idx].frame == Some(opener) && self.pieces[idx].breaks > 0 && self.text(idx + 1) == "="
+            })
             .collect();
         let widest = fields.iter().map(|&idx| self.text(idx).len()).max().unwrap_or(0);
         for idx in fields {
@@ -130,7 +133,7 @@ impl<'a> Printer<'a> {
         }
     }
 
-    /// A block that has a line break somewhere has one after `{` and before `}`.
+    /// A block that has a line break somewhere has one after `{` and before `}`, a stage also after each field.
     fn open_up(&mut self, opener: usize) {
         let Some(closer) = self.pieces[opener].partner else { return };
         let inside = opener + 1..closer;
@@ -143,9 +146,9 @@ impl<'a> Printer<'a> {
         if opener + 1 < closer && !first.token.is_comment() {
             first.breaks = first.breaks.max(1);
         }
-        self.pieces[closer].breaks = 1;
-        if opener + 1 == closer {
-            self.pieces[closer].breaks = 0;
+        self.pieces[closer].breaks = u8::from(opener + 1 < closer);
+        if self.is_stage[opener] {
+            self.break_at_commas(opener, closer);
         }
     }
 
@@ -266,9 +269,9 @@ impl<'a> Printer<'a> {
             self.pieces[equals + 1].breaks = 1;
             return true;
         }
-        let widest = groups.into_iter().max_by_key(|&opener| {
-            self.pieces[opener].partner.map_or(0, |closer| self.width(opener..closer, 0))
-        });
+        let widest = groups
+            .into_iter()
+            .max_by_key(|&opener| self.pieces[opener].partner.map_or(0, |closer| self.width(opener..closer, 0)));
         if let Some(opener) = widest
             && let Some(closer) = self.pieces[opener].partner
             && self.width(opener..closer, 0) > MAX_WIDTH / 4
@@ -285,8 +288,7 @@ impl<'a> Printer<'a> {
         };
         let ends_line = |idx: usize| idx + 1 >= line.end || self.pieces[idx + 1].token.is_comment();
         let n_fit = self.n_fit(line.clone(), indent);
-        let place =
-            outer.iter().copied().rfind(|&idx| idx < line.start + n_fit && breakable(idx) && !ends_line(idx));
+        let place = outer.iter().copied().rfind(|&idx| idx < line.start + n_fit && breakable(idx) && !ends_line(idx));
         if let Some(place) = place {
             self.pieces[place + 1].breaks = 1;
             return true;
@@ -322,13 +324,17 @@ impl<'a> Printer<'a> {
         if !at_commas || is_block {
             return;
         }
+        self.break_at_commas(opener, closer);
+        self.align_fields(opener);
+    }
+
+    fn break_at_commas(&mut self, opener: usize, closer: usize) {
         for idx in opener + 1..closer - 1 {
             let is_comma = self.text(idx) == "," && self.pieces[idx].frame == Some(opener);
             if is_comma && !self.pieces[idx + 1].token.is_comment() {
                 self.pieces[idx + 1].breaks = self.pieces[idx + 1].breaks.max(1);
             }
         }
-        self.align_fields(opener);
     }
 
     fn text(&self, idx: usize) -> &'a str {
@@ -348,7 +354,7 @@ impl<'a> Printer<'a> {
         if before == "{" || after == "}" {
             return " ";
         }
-        let tight_after = matches!(before, "(" | "[" | "." ) || (before == ":" && self.is_digest(idx));
+        let tight_after = matches!(before, "(" | "[" | ".") || (before == ":" && self.is_digest(idx));
         // `[width -> ]`: nothing on the right, and seen to be so.
         let tight_before = matches!(after, ")" | "]" | "," | ":" | "." | "?") && before != "->";
         if tight_after || tight_before || self.is_unary(idx - 1) {
@@ -405,7 +411,8 @@ impl<'a> Printer<'a> {
 
     /// A minus with nothing on its left.
     fn is_unary(&self, idx: usize) -> bool {
-        self.text(idx) == "-" && (idx == 0 || self.pieces[idx].breaks > 0 && !self.goes_on_inside(idx) || !self.ends_value(idx - 1))
+        self.text(idx) == "-"
+            && (idx == 0 || self.pieces[idx].breaks > 0 && !self.goes_on_inside(idx) || !self.ends_value(idx - 1))
     }
 
     /// Inside of `( )` and `[ ]` a line may begin with an operator.

@@ -3,8 +3,8 @@
 use pest::iterators::Pair;
 
 use super::ast::{
-    ArgDecl, Field, FnDef, ItemKind, Layer, Member, MemberKind, Name, Names, NamesRow, Optimizer, Param, PatternKind, Stage,
-    Stored, Use, UseFrom,
+    ArgDecl, Field, FnDef, ItemKind, Layer, Member, MemberKind, Name, Names, NamesRow, Optimizer, Param, PatternKind,
+    Stage, Stored, Use, UseFrom,
 };
 use super::build::{Build, Parts, Rule};
 
@@ -39,7 +39,12 @@ impl Build<'_> {
                 let name = self.name(parts.need(Rule::ident));
                 let params = self.named_params(parts.need(Rule::params));
                 let target = parts.accept(Rule::axes).map(|axes| self.axes(axes));
-                ItemKind::Optimizer(Optimizer { name, params, target, members: self.members(parts.need(Rule::members)) })
+                ItemKind::Optimizer(Optimizer {
+                    name,
+                    params,
+                    target,
+                    members: self.members(parts.need(Rule::members)),
+                })
             }
             _ => {
                 let Some(kind) = word else { panic!("bug in mdlc: the grammar promises the kind of a stage") };

@@ -207,10 +207,9 @@ impl Walk<'_> {
         }
         let start = self.tokens[first].start;
         let second = self.next_code(first + 1).filter(|&second| second < idx);
-        let name = second.filter(|&second| self.tokens[second].kind == TokenKind::Word).map(|second| Name {
-            text: self.text_of(second).to_owned(),
-            span: self.span(self.tokens[second]),
-        });
+        let name = second
+            .filter(|&second| self.tokens[second].kind == TokenKind::Word)
+            .map(|second| Name { text: self.text_of(second).to_owned(), span: self.span(self.tokens[second]) });
         let third = second.and_then(|second| self.next_code(second + 1)).filter(|&third| third < idx);
         let marks_stage = |at: Option<usize>| at.is_some_and(|at| matches!(self.text_of(at), "{" | "="));
         let item = ItemText {
@@ -238,8 +237,9 @@ impl Walk<'_> {
         if self.opens_item(idx) {
             return true;
         }
-        let begins = matches!(token.kind, TokenKind::Word | TokenKind::Number | TokenKind::Str { .. } | TokenKind::Unknown)
-            || (token.kind == TokenKind::Open && self.text_of(idx) != "{");
+        let begins =
+            matches!(token.kind, TokenKind::Word | TokenKind::Number | TokenKind::Str { .. } | TokenKind::Unknown)
+                || (token.kind == TokenKind::Open && self.text_of(idx) != "{");
         column == 0 && begins && !goes_on(self.tokens[last], self.source) && self.text_of(idx) != "else"
     }
 
@@ -276,10 +276,10 @@ impl Walk<'_> {
         }
         let opener = open[at].token;
         if self.suspect.is_none() && !is_quiet && closer == "}" {
-            self.suspect = self.indent_before(token).filter(|indent| *indent != self.line_indent(opener)).map(|_| Suspect {
-                opener,
-                closer: token,
-            });
+            self.suspect = self
+                .indent_before(token)
+                .filter(|indent| *indent != self.line_indent(opener))
+                .map(|_| Suspect { opener, closer: token });
         }
         for frame in open.drain(at..) {
             *chained -= frame.chained;
@@ -423,7 +423,9 @@ fn help_for_unknown(text: &str) -> Option<&'static str> {
         "!" => Some("write `not`; `!=` compares"),
         ";" => Some("a line ends a statement; nothing else is needed"),
         "#" => Some("a comment begins with `//`"),
-        "'" | "`" | "‘" | "’" | "“" | "”" => Some("a string stands between `\"`; `'` only follows the name of an axis"),
+        "'" | "`" | "‘" | "’" | "“" | "”" => {
+            Some("a string stands between `\"`; `'` only follows the name of an axis")
+        }
         "@" => Some("a product of matrices is a contraction: `dot[axis](a, b)`"),
         "×" | "·" => Some("write `*`"),
         "−" | "–" => Some("write `-`"),

@@ -18,7 +18,9 @@ pub(crate) enum TokenKind {
     Word,
     /// A number with its unit: `1e-3`, `16GiB`, `90%`.
     Number,
-    Str { closed: bool },
+    Str {
+        closed: bool,
+    },
     /// `// …`
     Comment,
     /// `/// …`

@@ -72,7 +72,8 @@ impl Build<'_> {
                 Err(_) => self.too_large(text, span, "the largest whole number is 9_223_372_036_854_775_807"),
             };
         }
-        let Some(value) = digits.parse::<f64>().ok().map(|value| scale(value, factor)).filter(|value| value.is_finite())
+        let Some(value) =
+            digits.parse::<f64>().ok().map(|value| scale(value, factor)).filter(|value| value.is_finite())
         else {
             return self.too_large(text, span, "the largest number is about 1.8e308; `inf` is infinity");
         };
@@ -105,7 +106,8 @@ impl Build<'_> {
             _ if suffix.starts_with('_') => "an underscore stands between digits".to_owned(),
             _ => match nearest(suffix, SUFFIXES.iter().map(|(known, ..)| *known)) {
                 Some(known) => format!("did you mean `{digits}{known}`?"),
-                None => "units are `%`, `k M G T`, `KiB MiB GiB`, `ns us ms s min h d`; a name begins with a letter".to_owned(),
+                None => "units are `%`, `k M G T`, `KiB MiB GiB`, `ns us ms s min h d`; a name begins with a letter"
+                    .to_owned(),
             },
         };
         self.report(
