@@ -5,11 +5,16 @@
 //! Invariants: each pass gives a graph that verifies, with the inputs of the one it took. Deliberately absent: machine code,
 //! files, threads, and the language: this crate knows graphs only.
 
+mod cost;
+pub mod budget;
 pub mod decode;
+mod fuse;
 pub mod grad;
 pub mod kernel;
+mod lower;
 pub mod pass;
 pub mod plan;
 pub mod reference;
+mod schedule;
 pub mod testing;
 pub mod tolerance;

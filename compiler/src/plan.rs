@@ -12,7 +12,7 @@ mod walk;
 use std::collections::BTreeMap;
 use std::fmt;
 
-use mdl_graph::{Axis, DType, InputKind, Name, NodeId};
+use mdl_graph::{Axis, DType, Graph, InputKind, Name, NodeId};
 use serde::{Deserialize, Serialize};
 
 use crate::kernel::Kernel;
@@ -176,6 +176,11 @@ impl fmt::Display for CompileError {
 }
 
 impl std::error::Error for CompileError {}
+
+/// Plans a prepared graph: one without `Grad`. The plan verifies.
+pub fn plan(graph: &Graph, options: &PlanOptions) -> Result<Plan, CompileError> {
+    crate::schedule::schedule(graph, options)
+}
 
 impl Plan {
     pub fn slot(&self, id: SlotId) -> &Slot {

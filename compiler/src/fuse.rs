@@ -1,0 +1,163 @@
+//! Fusion: which nodes of a graph become one kernel.
+//!
+//! In: a [`Body`]. Out: groups in an order of dependence; a node is in memory only if somebody outside its group needs it.
+//! Every node begins as a group of its own; then the two groups that save the most memory traffic by being one are merged, as
+//! long as that is legal. Legal is: one iteration space `full`, or `full` without one set of axes `inner` along which rows
+//! are reduced; sums over other axes leave the group (exits); at most one contraction, and then maps over its result only;
+//! and no path through a third group.
+
+mod body;
+mod merge;
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use mdl_graph::{Name, NodeId, Op};
+
+use crate::schedule::layout::Ranks;
+
+pub(crate) use body::{Body, Kind, sides};
+
+/// What makes a group.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Shape {
+    /// Maps, rows and exits.
+    Nest,
+    /// A contraction and maps over its result.
+    Contract(NodeId),
+    /// One node with a kernel of its own kind, or a loop.
+    Alone(NodeId),
+}
+
+/// Nodes that become one kernel.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Group {
+    pub(crate) shape: Shape,
+    /// The sizes of the iteration space, in no order that matters, and a name for each.
+    pub(crate) dims: Vec<(Name, u64)>,
+    /// Each node with the dimension that each axis of its domain is.
+    pub(crate) members: BTreeMap<NodeId, Vec<(Name, usize)>>,
+    /// The dimensions along which rows are reduced.
+    pub(crate) inner: Option<BTreeSet<usize>>,
+    /// Reductions over other dimensions, which nobody in the group reads.
+    pub(crate) exits: BTreeSet<NodeId>,
+}
+
+/// Rows shorter than this in number are not made one kernel with what they are long in: nothing would be left to run side by side.
+const LEAST_ROWS: u64 = 16;
+/// Unless the whole is this small, in elements.
+const SMALL: u64 = 8192;
+/// A row this long no longer stays in the cache between its passes, in elements: half of a 1 MiB second-level cache.
+const LONGEST_ROW: u64 = 1 << 17;
+
+impl Group {
+    fn single(body: &Body<'_>, ranks: &Ranks, id: NodeId) -> Group {
+        let domain = body.domain(id);
+        let order = ranks.order(&domain);
+        let dims: Vec<(Name, u64)> = order.iter().map(|axis| (axis.name.clone(), axis.size)).collect();
+        let names: Vec<(Name, usize)> = dims.iter().enumerate().map(|(at, (name, _))| (name.clone(), at)).collect();
+        let shape = match body.kind(id) {
+            Kind::Contract => Shape::Contract(id),
+            Kind::Alone => Shape::Alone(id),
+            _ => Shape::Nest,
+        };
+        let mut group =
+            Group { shape, dims, members: BTreeMap::from([(id, names)]), inner: None, exits: BTreeSet::new() };
+        if matches!(body.kind(id), Kind::Reduce | Kind::Product) {
+            let reduced = group.reduced(body, id);
+            let innermost = (0..group.dims.len()).rev().find(|dim| group.dims[*dim].1 != 1);
+            let is_row = innermost.is_none_or(|dim| reduced.contains(&dim)) && group.takes_rows(&reduced);
+            if is_row {
+                group.inner = Some(reduced);
+            } else {
+                group.exits.insert(id);
+            }
+        }
+        group
+    }
+
+    /// The dimensions that a reduction of the group sums over.
+    pub(crate) fn reduced(&self, body: &Body<'_>, id: NodeId) -> BTreeSet<usize> {
+        let axes = &body.graph.ty(id).axes;
+        self.members[&id].iter().filter(|(name, _)| !axes.contains(name)).map(|(_, dim)| *dim).collect()
+    }
+
+    pub(crate) fn count(&self, dims: impl IntoIterator<Item = usize>) -> u64 {
+        dims.into_iter().map(|dim| self.dims[dim].1).product()
+    }
+
+    /// Whether the group may be rows along `inner`.
+    fn takes_rows(&self, inner: &BTreeSet<usize>) -> bool {
+        let rows = self.count((0..self.dims.len()).filter(|dim| !inner.contains(dim)));
+        let len = self.count(inner.iter().copied());
+        (rows >= LEAST_ROWS && len <= LONGEST_ROW) || rows.saturating_mul(len) <= SMALL
+    }
+
+    /// The dimension of an axis of a member.
+    pub(crate) fn dim(&self, id: NodeId, name: &Name) -> Option<usize> {
+        self.members.get(&id)?.iter().find(|(axis, _)| axis == name).map(|(_, dim)| *dim)
+    }
+}
+
+/// A partition of the computed nodes of a body, in an order in which they can run.
+pub(crate) struct Fusion {
+    pub(crate) groups: Vec<Group>,
+    /// The group of each computed node.
+    pub(crate) of: BTreeMap<NodeId, usize>,
+    /// For each node, whether some group but its own reads it, or an output names it.
+    pub(crate) stored: BTreeSet<NodeId>,
+}
+
+impl Fusion {
+    pub(crate) fn new(body: &Body<'_>, ranks: &Ranks, fuse: bool) -> Fusion {
+        let mut groups: Vec<Group> = Vec::new();
+        for id in body.graph.ids().filter(|id| body.is_computed(*id)) {
+            groups.push(Group::single(body, ranks, id));
+        }
+        if fuse {
+            groups = merge::merge(body, groups);
+        }
+        let mut of = BTreeMap::new();
+        for (at, group) in groups.iter().enumerate() {
+            of.extend(group.members.keys().map(|id| (*id, at)));
+        }
+        let mut stored: BTreeSet<NodeId> = body.kept.iter().copied().filter(|id| body.is_computed(*id)).collect();
+        for (id, at) in &of {
+            for read in &body.reads[id.idx()] {
+                if of.get(&read.root).is_some_and(|from| from != at) {
+                    stored.insert(read.root);
+                }
+            }
+        }
+        Fusion { groups, of, stored }
+    }
+
+    /// The members of a group that must be in memory.
+    pub(crate) fn stores(&self, group: &Group) -> Vec<NodeId> {
+        group.members.keys().copied().filter(|id| self.stored.contains(id)).collect()
+    }
+}
+
+/// The bytes that one kernel for these nodes moves: distinct values that it reads from outside, and values that others need.
+pub(crate) fn bytes_moved(body: &Body<'_>, members: &BTreeMap<NodeId, Vec<(Name, usize)>>, is_stored: &dyn Fn(NodeId) -> bool) -> u64 {
+    let mut read: BTreeMap<NodeId, u64> = BTreeMap::new();
+    let mut written = 0;
+    for id in members.keys() {
+        let own = body.domain(*id).count();
+        for from in &body.reads[id.idx()] {
+            if !members.contains_key(&from.root) {
+                let ty = body.graph.ty(from.root);
+                // A gather or a slice touches no more than it gives; a contraction reads all.
+                let touched = if body.kind(*id) == Kind::Contract { ty.count() } else { ty.count().min(own.max(1)) };
+                let bytes = read.entry(from.root).or_default();
+                *bytes = (*bytes).max(touched * ty.dtype.size_bytes());
+            }
+        }
+        if is_stored(*id) {
+            written += match body.graph.op(*id) {
+                Op::Loop(_) => 0,
+                _ => body.graph.ty(*id).size_bytes(),
+            };
+        }
+    }
+    read.values().sum::<u64>() + written
+}

@@ -1,0 +1,338 @@
+//! Merging groups: which pairs may be one, and which of them first.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use mdl_graph::{Name, NodeId};
+
+use super::{Body, Group, Shape, bytes_moved};
+
+/// A kernel with more members or buffers than this gains nothing more: its strips leave the first-level cache.
+const MOST_MEMBERS: usize = 96;
+const MOST_BUFFERS: usize = 28;
+
+/// Where a group meets a value: the dimension of each of the value's axes.
+type Touch = BTreeMap<NodeId, Vec<(Name, usize)>>;
+
+struct State<'a, 'g> {
+    body: &'a Body<'g>,
+    /// `None` once merged into another.
+    groups: Vec<Option<Group>>,
+    of: BTreeMap<NodeId, usize>,
+    /// Of each value in memory: the nodes that read it.
+    readers: BTreeMap<NodeId, Vec<NodeId>>,
+}
+
+/// Merges until nothing more is gained; the groups come in an order in which they can run.
+pub(super) fn merge(body: &Body<'_>, groups: Vec<Group>) -> Vec<Group> {
+    let mut of = BTreeMap::new();
+    let mut readers: BTreeMap<NodeId, Vec<NodeId>> = BTreeMap::new();
+    for (at, group) in groups.iter().enumerate() {
+        for id in group.members.keys() {
+            of.insert(*id, at);
+            for read in &body.reads[id.idx()] {
+                readers.entry(read.root).or_default().push(*id);
+            }
+        }
+    }
+    let mut state = State { body, groups: groups.into_iter().map(Some).collect(), of, readers };
+    // Each round merges disjoint pairs only, so that the savings it sorted by stay true.
+    while state.round() {}
+    state.in_order()
+}
+
+impl State<'_, '_> {
+    fn is_stored(&self, members: &BTreeMap<NodeId, Vec<(Name, usize)>>, id: NodeId) -> bool {
+        self.body.kept.contains(&id)
+            || self.readers.get(&id).is_some_and(|all| all.iter().any(|reader| !members.contains_key(reader)))
+    }
+
+    fn cost(&self, members: &BTreeMap<NodeId, Vec<(Name, usize)>>) -> u64 {
+        bytes_moved(self.body, members, &|id| self.is_stored(members, id))
+    }
+
+    fn round(&mut self) -> bool {
+        let mut pairs: BTreeSet<(usize, usize)> = BTreeSet::new();
+        for (value, readers) in &self.readers {
+            let mut around: BTreeSet<usize> = readers.iter().map(|id| self.of[id]).collect();
+            around.extend(self.of.get(value));
+            let around: Vec<usize> = around.into_iter().collect();
+            for (i, a) in around.iter().enumerate() {
+                pairs.extend(around[i + 1..].iter().map(|b| (*a, *b)));
+            }
+        }
+        let mut found: Vec<(u64, usize, usize, usize, Group)> = Vec::new();
+        for (a, b) in pairs {
+            let (Some(first), Some(second)) = (&self.groups[a], &self.groups[b]) else { continue };
+            let Some(joined) = join(self.body, first, second) else { continue };
+            let apart = self.cost(&first.members) + self.cost(&second.members);
+            let Some(saved) = apart.checked_sub(self.cost(&joined.members)).filter(|saved| *saved > 0) else { continue };
+            let distance = first.members.keys().next().zip(second.members.keys().next()).map_or(0, |(x, y)| x.0.abs_diff(y.0));
+            found.push((saved, distance as usize, a, b, joined));
+        }
+        found.sort_by_key(|(saved, distance, a, b, _)| (std::cmp::Reverse(*saved), *distance, *a, *b));
+        let mut touched: BTreeSet<usize> = BTreeSet::new();
+        for (_, _, a, b, joined) in found {
+            if touched.contains(&a) || touched.contains(&b) || self.has_detour(a, b) || self.has_detour(b, a) {
+                continue;
+            }
+            touched.extend([a, b]);
+            for id in joined.members.keys() {
+                self.of.insert(*id, a);
+            }
+            self.groups[a] = Some(joined);
+            self.groups[b] = None;
+        }
+        !touched.is_empty()
+    }
+
+    /// The groups that read what a group makes.
+    fn next(&self, at: usize) -> BTreeSet<usize> {
+        let Some(group) = &self.groups[at] else { return BTreeSet::new() };
+        let mut next = BTreeSet::new();
+        for id in group.members.keys() {
+            if let Some(readers) = self.readers.get(id) {
+                next.extend(readers.iter().map(|reader| self.of[reader]).filter(|to| *to != at));
+            }
+            // The results of a loop are given nodes, read by whoever reads them.
+            for get in self.body.gets(*id) {
+                if let Some(readers) = self.readers.get(&get) {
+                    next.extend(readers.iter().map(|reader| self.of[reader]).filter(|to| *to != at));
+                }
+            }
+        }
+        next
+    }
+
+    /// A path from one group to another through a third.
+    fn has_detour(&self, from: usize, to: usize) -> bool {
+        let mut stack: Vec<usize> = self.next(from).into_iter().filter(|at| *at != to).collect();
+        let mut seen: BTreeSet<usize> = stack.iter().copied().collect();
+        while let Some(at) = stack.pop() {
+            for next in self.next(at) {
+                if next == to {
+                    return true;
+                }
+                if seen.insert(next) {
+                    stack.push(next);
+                }
+            }
+        }
+        false
+    }
+
+    fn in_order(self) -> Vec<Group> {
+        let mut waits: BTreeMap<usize, usize> = BTreeMap::new();
+        let alive: Vec<usize> = (0..self.groups.len()).filter(|at| self.groups[*at].is_some()).collect();
+        let next: BTreeMap<usize, BTreeSet<usize>> = alive.iter().map(|at| (*at, self.next(*at))).collect();
+        for to in next.values().flatten() {
+            *waits.entry(*to).or_default() += 1;
+        }
+        let mut ready: BTreeSet<usize> = alive.iter().copied().filter(|at| !waits.contains_key(at)).collect();
+        let mut order = Vec::with_capacity(alive.len());
+        while let Some(at) = ready.pop_first() {
+            order.push(at);
+            for to in &next[&at] {
+                if let Some(left) = waits.get_mut(to) {
+                    *left -= 1;
+                    if *left == 0 {
+                        ready.insert(*to);
+                    }
+                }
+            }
+        }
+        let mut groups = self.groups;
+        order.into_iter().filter_map(|at| groups[at].take()).collect()
+    }
+}
+
+/// Every value that a group makes, or reads at its own positions.
+fn touches(body: &Body<'_>, group: &Group) -> Touch {
+    let mut touch = Touch::new();
+    for (id, names) in &group.members {
+        for read in &body.reads[id.idx()] {
+            let Some(link) = &read.link else { continue };
+            let place = |name: &Name| names.iter().find(|(axis, _)| axis == name).map(|(_, dim)| *dim);
+            let dims: Option<Vec<(Name, usize)>> =
+                link.iter().map(|(there, here)| Some((there.clone(), place(here)?))).collect();
+            if let Some(dims) = dims {
+                touch.entry(read.root).or_insert(dims);
+            }
+        }
+    }
+    for (id, names) in &group.members {
+        let axes = &body.graph.ty(*id).axes;
+        touch.insert(*id, names.iter().filter(|(name, _)| axes.contains(name)).cloned().collect());
+    }
+    touch
+}
+
+/// The two groups as one, if that is legal but for paths through a third.
+fn join(body: &Body<'_>, a: &Group, b: &Group) -> Option<Group> {
+    let alone = |group: &Group| matches!(group.shape, Shape::Alone(_));
+    let contract = |group: &Group| matches!(group.shape, Shape::Contract(_));
+    if alone(a) || alone(b) || (contract(a) && contract(b)) || a.members.len() + b.members.len() > MOST_MEMBERS {
+        return None;
+    }
+    if a.members.keys().chain(b.members.keys()).any(|id| body.apart.contains(id)) {
+        return None;
+    }
+    let map = match_dims(body, a, b)?;
+    let mut joined = a.clone();
+    let mut to: Vec<usize> = Vec::with_capacity(b.dims.len());
+    for (dim, at) in map.iter().enumerate() {
+        to.push(match at {
+            Some(at) => *at,
+            None => {
+                joined.dims.push(b.dims[dim].clone());
+                joined.dims.len() - 1
+            }
+        });
+    }
+    for (id, names) in &b.members {
+        joined.members.insert(*id, names.iter().map(|(name, dim)| (name.clone(), to[*dim])).collect());
+    }
+    joined.exits.extend(&b.exits);
+    if contract(b) {
+        joined.shape = b.shape;
+    }
+    let full_a: BTreeSet<usize> = (0..a.dims.len()).collect();
+    let full_b: BTreeSet<usize> = to.iter().copied().collect();
+    let full: BTreeSet<usize> = (0..joined.dims.len()).collect();
+    let inner_b: Option<BTreeSet<usize>> = b.inner.as_ref().map(|inner| inner.iter().map(|dim| to[*dim]).collect());
+    joined.inner = if full_a == full_b {
+        match (&a.inner, inner_b) {
+            (Some(x), Some(y)) if *x != y => return None,
+            (Some(x), _) => Some(x.clone()),
+            (None, y) => y,
+        }
+    } else {
+        let (wide, wide_inner, narrow, narrow_dims) = if full_a == full {
+            (a, a.inner.clone(), b, &full_b)
+        } else if full_b == full {
+            (b, inner_b, a, &full_a)
+        } else {
+            return None;
+        };
+        let rest: BTreeSet<usize> = full.difference(narrow_dims).copied().collect();
+        let fits = wide.shape == Shape::Nest && narrow.shape == Shape::Nest && narrow.inner.is_none() && narrow.exits.is_empty();
+        if !fits || wide_inner.is_some_and(|inner| inner != rest) {
+            return None;
+        }
+        Some(rest)
+    };
+    if let Some(inner) = joined.inner.clone() {
+        if !joined.takes_rows(&inner) {
+            return None;
+        }
+        // A sum over just the row is no exit any more.
+        let rows: Vec<NodeId> = joined.exits.iter().copied().filter(|id| joined.reduced(body, *id) == inner).collect();
+        for id in rows {
+            joined.exits.remove(&id);
+        }
+    }
+    (is_whole(body, &joined) && buffers(body, &joined) <= MOST_BUFFERS).then_some(joined)
+}
+
+/// For each dimension of `b` the dimension of `a` that it is, by the values that both touch, then by name.
+fn match_dims(body: &Body<'_>, a: &Group, b: &Group) -> Option<Vec<Option<usize>>> {
+    let (touch_a, touch_b) = (touches(body, a), touches(body, b));
+    let mut map: Vec<Option<usize>> = vec![None; b.dims.len()];
+    // What one makes and the other reads decides; values that both read only suggest.
+    let made = |id: &NodeId| a.members.contains_key(id) || b.members.contains_key(id);
+    for strict in [true, false] {
+        for (id, dims_b) in touch_b.iter().filter(|(id, _)| made(id) == strict) {
+            let Some(dims_a) = touch_a.get(id) else { continue };
+            for (name, dim_b) in dims_b {
+                let Some((_, dim_a)) = dims_a.iter().find(|(axis, _)| axis == name) else { continue };
+                match map[*dim_b] {
+                    Some(present) if present == *dim_a => {}
+                    Some(_) if strict => return None,
+                    Some(_) => {}
+                    None if map.contains(&Some(*dim_a)) => {
+                        if strict {
+                            return None;
+                        }
+                    }
+                    None => map[*dim_b] = Some(*dim_a),
+                }
+            }
+        }
+    }
+    for dim in 0..b.dims.len() {
+        if map[dim].is_none() {
+            let same = (0..a.dims.len()).find(|at| a.dims[*at] == b.dims[dim] && !map.contains(&Some(*at)));
+            map[dim] = same;
+        }
+    }
+    Some(map)
+}
+
+/// The rules that hold inside of a group.
+fn is_whole(body: &Body<'_>, group: &Group) -> bool {
+    let full = group.dims.len();
+    let rows = group.inner.as_ref().map(|inner| full - inner.len());
+    for (id, names) in &group.members {
+        let reduces = !group.exits.contains(id) && names.len() > body.graph.ty(*id).axes.len();
+        let is_full = names.len() == full;
+        let is_row = rows == Some(names.len())
+            && names.iter().all(|(_, dim)| group.inner.as_ref().is_some_and(|inner| !inner.contains(dim)));
+        if !is_full && (!is_row || group.exits.contains(id)) {
+            return false;
+        }
+        // A reduction that stays runs along the rows.
+        if reduces && group.inner.as_ref() != Some(&group.reduced(body, *id)) {
+            return false;
+        }
+        for read in &body.reads[id.idx()] {
+            let Some(made) = group.members.get(&read.root) else { continue };
+            let Some(link) = &read.link else { return false };
+            if group.exits.contains(&read.root) {
+                return false;
+            }
+            let same = link.iter().all(|(there, here)| {
+                let there = made.iter().find(|(axis, _)| axis == there).map(|(_, dim)| *dim);
+                let here = names.iter().find(|(axis, _)| axis == here).map(|(_, dim)| *dim);
+                there.is_some() && there == here
+            });
+            if !same {
+                return false;
+            }
+        }
+    }
+    if let Shape::Contract(_) = group.shape {
+        return group.inner.is_none() && group.exits.is_empty();
+    }
+    exits_agree(body, group)
+}
+
+/// All exits keep the same rows; along the strip each keeps all or sums all.
+fn exits_agree(body: &Body<'_>, group: &Group) -> bool {
+    let mut kept: Option<BTreeSet<usize>> = None;
+    for id in &group.exits {
+        let reduced = group.reduced(body, *id);
+        let mut keep: BTreeSet<usize> = (0..group.dims.len()).filter(|dim| !reduced.contains(dim)).collect();
+        if let Some(inner) = &group.inner {
+            let among = inner.iter().filter(|dim| reduced.contains(dim)).count();
+            if among != 0 && among != inner.len() {
+                return false;
+            }
+            // Something must be left to sum beside the row.
+            if among == reduced.len() {
+                return false;
+            }
+            keep.retain(|dim| !inner.contains(dim));
+        }
+        if kept.get_or_insert_with(|| keep.clone()) != &keep {
+            return false;
+        }
+    }
+    true
+}
+
+fn buffers(body: &Body<'_>, group: &Group) -> usize {
+    let mut read: BTreeSet<NodeId> = BTreeSet::new();
+    for id in group.members.keys() {
+        read.extend(body.reads[id.idx()].iter().map(|read| read.root).filter(|root| !group.members.contains_key(root)));
+    }
+    read.len() + group.members.keys().filter(|id| body.kept.contains(id)).count()
+}
