@@ -1,4 +1,5 @@
 //! The parser on every `.mdl` at hand: what must parse, what must not, and what it says then.
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::path::{Path, PathBuf};
 

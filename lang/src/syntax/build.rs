@@ -73,16 +73,34 @@ impl<'i> Iterator for Parts<'i> {
 }
 
 /// Whether a rule only stands for a mark or a keyword. `arrow` is none: what surrounds it depends on it.
-#[expect(clippy::wildcard_enum_match_arm, reason = "all rules that are not marks mean something")]
 fn is_mark(rule: Rule) -> bool {
-    match rule {
-        Rule::nl | Rule::comma | Rule::colon | Rule::equals | Rule::open_paren | Rule::close_paren => true,
-        Rule::open_bracket | Rule::close_bracket | Rule::open_brace | Rule::close_brace | Rule::dots => true,
-        Rule::kw_let | Rule::kw_if | Rule::kw_else | Rule::kw_fn | Rule::kw_for | Rule::kw_in | Rule::kw_as => true,
-        Rule::kw_next | Rule::kw_loss | Rule::kw_axis | Rule::kw_weight | Rule::kw_state => true,
-        Rule::EOI => true,
-        _ => false,
-    }
+    matches!(
+        rule,
+        Rule::nl
+            | Rule::comma
+            | Rule::colon
+            | Rule::equals
+            | Rule::open_paren
+            | Rule::close_paren
+            | Rule::open_bracket
+            | Rule::close_bracket
+            | Rule::open_brace
+            | Rule::close_brace
+            | Rule::dots
+            | Rule::kw_let
+            | Rule::kw_if
+            | Rule::kw_else
+            | Rule::kw_fn
+            | Rule::kw_for
+            | Rule::kw_in
+            | Rule::kw_as
+            | Rule::kw_next
+            | Rule::kw_loss
+            | Rule::kw_axis
+            | Rule::kw_weight
+            | Rule::kw_state
+            | Rule::EOI
+    )
 }
 
 impl Build<'_> {

@@ -72,7 +72,7 @@ impl Build<'_> {
         let n_ops = pieces.iter().filter(|piece| !matches!(piece, Piece::Operand(_))).count();
         self.deeper(n_ops, span, |build| {
             let mut pieces = pieces.into_iter().peekable();
-            build.climb(&mut pieces, 0, span)
+            build.climb(&mut pieces, 0)
         })
     }
 
@@ -82,7 +82,7 @@ impl Build<'_> {
         let mut pieces = Vec::new();
         self.term(pair, &mut pieces);
         let n_ops = pieces.len() - 1;
-        self.deeper(n_ops, span, |build| build.climb(&mut pieces.into_iter().peekable(), 0, span))
+        self.deeper(n_ops, span, |build| build.climb(&mut pieces.into_iter().peekable(), 0))
     }
 
     fn term<'i>(&self, pair: Pair<'i, Rule>, pieces: &mut Vec<Piece<'i>>) {
@@ -116,20 +116,20 @@ impl Build<'_> {
         made
     }
 
-    fn climb<'i, I>(&mut self, pieces: &mut std::iter::Peekable<I>, min: u8, whole: Span) -> Expr
+    fn climb<'i, I>(&mut self, pieces: &mut std::iter::Peekable<I>, min: u8) -> Expr
     where
         I: Iterator<Item = Piece<'i>>,
     {
         let mut left = match pieces.next() {
             Some(Piece::Operand(pair)) => self.chain(pair),
             Some(Piece::Prefix(op, span)) => {
-                let value = self.climb(pieces, prefix_power(op), whole);
+                let value = self.climb(pieces, prefix_power(op));
                 let span = span.to(value.span);
                 Expr { kind: ExprKind::Unary { op, value: Box::new(value) }, span }
             }
             // `..end`
             Some(Piece::Infix(Infix::Range, span)) => {
-                let end = self.climb(pieces, Infix::Range.powers().1, whole);
+                let end = self.climb(pieces, Infix::Range.powers().1);
                 let span = span.to(end.span);
                 Expr { kind: ExprKind::Range { start: None, end: Some(Box::new(end)) }, span }
             }
@@ -158,7 +158,7 @@ impl Build<'_> {
                 left = Expr { kind: ExprKind::Range { start: Some(Box::new(left)), end: None }, span };
                 continue;
             }
-            let right = self.climb(pieces, right_power, whole);
+            let right = self.climb(pieces, right_power);
             let span = left.span.to(right.span);
             let (left_box, right) = (Box::new(left), Box::new(right));
             let kind = match op {
