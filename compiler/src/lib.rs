@@ -18,3 +18,5 @@ pub mod reference;
 mod schedule;
 pub mod testing;
 pub mod tolerance;
+
+pub use pass::{Options, PassError, Precision, dump_after, prepare};

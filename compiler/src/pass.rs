@@ -8,30 +8,28 @@ pub mod accumulate;
 pub mod hoist;
 pub mod precision;
 pub mod recompute;
+pub mod scale;
 pub mod simplify;
 
 use std::fmt;
 
-use mdl_graph::{Graph, Name, Span, bug};
+use mdl_graph::{Graph, Span, bug};
 
 pub use precision::Precision;
 
 /// What a stage asks of its step.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Options {
-    /// The dtype that floats are computed and stored in between the weights, which stay `f32`.
+    /// The dtype of what is computed between the weights, which stay `f32`.
     pub precision: Precision,
-    /// The batch is cut along this axis into this many pieces, one after the other.
-    pub micro: Option<Micro>,
-    /// What the backward loops may keep of the forward ones, in bytes, over all loops; `None` keeps what they read.
+    /// The batch is cut into this many pieces, one after the other; 0 and 1 leave it whole.
+    pub micro: u64,
+    /// What the backward loops may keep of the forward ones, in bytes over all loops; `None` keeps whatever they read.
     pub saved_bytes: Option<u64>,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Micro {
-    pub axis: Name,
-    pub pieces: u64,
-}
+/// The axis that [`Options::micro`] cuts.
+pub const BATCH: &str = "batch";
 
 /// Why a graph cannot be prepared as asked; `span` is the expression that stands in the way.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -60,6 +58,11 @@ pub struct Pass {
 /// All passes, in the order in which [`prepare`] runs them.
 pub const PASSES: &[Pass] = &[
     Pass {
+        name: "scale",
+        doc: "for f16: scales the loss up and the gradients down, and skips steps that overflow",
+        run: scale::scale,
+    },
+    Pass {
         name: "simplify-forward",
         doc: "one spelling for what means the same, before derivatives are taken of it",
         run: |graph, _| Ok(simplify::simplify(graph)),
@@ -79,11 +82,7 @@ pub const PASSES: &[Pass] = &[
         doc: "products summed over the passes of a loop become one product after it",
         run: |graph, _| Ok(hoist::hoist(graph)),
     },
-    Pass {
-        name: "accumulate",
-        doc: "cuts the batch into pieces and adds up what they give",
-        run: accumulate::accumulate,
-    },
+    Pass { name: "accumulate", doc: "cuts the batch into pieces and adds up what they give", run: accumulate::accumulate },
     Pass { name: "precision", doc: "gives every value the dtype it is stored in", run: precision::precision },
     Pass { name: "recompute", doc: "saves less for the backward loops, within the budget", run: recompute::run },
     Pass {
@@ -113,4 +112,19 @@ pub fn prepare_watched(
         watch(pass, &graph);
     }
     Ok(graph)
+}
+
+/// The text of the graph as it is after the named pass.
+pub fn dump_after(step: &Graph, options: &Options, pass: &str) -> Result<String, PassError> {
+    let mut text = None;
+    prepare_watched(step, options, &mut |done, graph| {
+        if done.name == pass {
+            text = Some(graph.to_string());
+        }
+    })?;
+    text.ok_or_else(|| {
+        let names: Vec<&str> = PASSES.iter().map(|pass| pass.name).collect();
+        let message = format!("there is no pass `{pass}`; there are {}", names.join(", "));
+        PassError { pass: "dump-after", span: Span::default(), message }
+    })
 }

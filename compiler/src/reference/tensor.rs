@@ -95,6 +95,10 @@ impl Tensor {
         }
     }
 
+    pub(super) fn has_nan(&self) -> bool {
+        matches!(&self.data, Data::Float(data) if data.iter().any(|value| value.is_nan()))
+    }
+
     pub(super) fn ints(&self) -> Result<&[i64], String> {
         match &self.data {
             Data::Int(data) => Ok(data),
