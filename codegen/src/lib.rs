@@ -1,1 +1,24 @@
-//! See README.md.
+//! Kernel IR to machine code, for the CPU.
+//!
+//! In: [`mdl_compiler::kernel::Kernel`]s. Out: a [`Module`] whose kernels are launched on a [`Pool`]. Nests are compiled by
+//! Cranelift and call ahead-of-time strip routines; contractions are a template; the rest are plain routines. The
+//! interpreter is the meaning of all of them. Memory is the caller's: this crate only sees base addresses.
+
+mod clif;
+mod contract;
+pub mod interp;
+mod isa;
+mod jit;
+mod memory;
+mod module;
+mod nest;
+mod ordering;
+mod pool;
+mod scatter;
+mod strip;
+
+pub use isa::Isa;
+pub use jit::CompileError;
+pub use memory::Buffers;
+pub use module::{Module, Target, Workspace, clif};
+pub use pool::Pool;

@@ -1,0 +1,385 @@
+//! The contraction template: `out = body(Σ_k a · b)` in blocks that stay in cache, for any strides.
+//!
+//! In: a verified [`Contract`]. An operand is addressed through tables of offsets for its rows (m or n) and for k, so any
+//! list of strided dimensions works; runs of stride 1 take faster ways. B is packed into panels, A is read in place where k
+//! is contiguous and packed otherwise. The innermost product is a [`Micro`], the seam where other units come in.
+//!
+//! Invariant: an element of the product is a chain of multiply-adds over k in order, in blocks of `K_BLOCK`, whatever the
+//! tiles: so any split over threads gives the same bits. Different instruction sets round differently (fused or not).
+
+mod micro;
+mod pack;
+
+use half::f16;
+use mdl_compiler::kernel::{Access, Contract, ContractDim, Dim, Kernel, Operand, Stmt};
+use mdl_graph::DType;
+
+use crate::isa::Isa;
+use crate::memory::Buffers;
+use micro::{Micro, PANEL_ROWS};
+
+/// Rows of one task: the grain at which rows are dealt to threads.
+const TASK_ROWS: usize = 64;
+/// At most so many rows and columns at once: their product, 512 KiB, and the packed B, 256 KiB, stay in a 2 MiB level-2 cache.
+const ROW_BLOCK: usize = 512;
+const COLUMN_BLOCK: usize = 256;
+/// A panel of B, `K_BLOCK` by 32, is 32 KiB and stays in a 48 KiB level-1 cache.
+const K_BLOCK: usize = 256;
+
+/// Compiled body: (buffers, first and last row of batch · m, outer index of n, first and last position of the strip, product
+/// at the first, product row length in elements, scratch).
+pub(crate) type Epilogue = unsafe extern "C" fn(*const *mut u8, u64, u64, u64, u64, u64, *const u8, u64, *mut u8);
+
+/// Where the finished product goes.
+#[derive(Clone, Copy)]
+pub(crate) enum Finish {
+    /// Straight to a buffer: the plain store that most bodies are.
+    Copy,
+    Body(Epilogue),
+}
+
+/// A contraction ready to run.
+pub(crate) struct Contraction {
+    a: Side,
+    b: Side,
+    dtype: DType,
+    batch: Vec<ContractDim>,
+    n_batch: u64,
+    m: usize,
+    n: usize,
+    k: usize,
+    n_last: usize,
+    micro: Micro,
+    /// Elements of one column block, rounded up to whole panels.
+    width: usize,
+    store: Option<PlainStore>,
+    pub(crate) finish: Finish,
+    /// Scratch that the body needs, at the end of ours.
+    pub(crate) body_scratch: u64,
+}
+
+/// One operand: its buffer and its offsets along its rows and along k.
+struct Side {
+    operand: Operand,
+    rows: Vec<i64>,
+    k: Vec<i64>,
+    /// Every block of k is a run of stride 1.
+    k_adjacent: bool,
+}
+
+/// A body that only stores the product, as it is: offsets of the batch, of rows and of columns.
+struct PlainStore {
+    buf: usize,
+    base: i64,
+    batch: Vec<i64>,
+    rows: Vec<i64>,
+    columns: Vec<i64>,
+    columns_adjacent: bool,
+}
+
+/// The offset of every point of some dimensions, the last fastest.
+fn offsets(dims: &[(u64, i64)]) -> Vec<i64> {
+    let mut all = vec![0i64];
+    for (extent, stride) in dims {
+        all = all.iter().flat_map(|base| (0..*extent as i64).map(move |at| base + at * stride)).collect();
+    }
+    all
+}
+
+pub(super) fn adjacent(offsets: &[i64]) -> bool {
+    offsets.windows(2).all(|pair| pair[1] == pair[0] + 1)
+}
+
+impl Side {
+    fn new(operand: Operand, rows: &[(u64, i64)], k: &[(u64, i64)]) -> Side {
+        let (rows, k) = (offsets(rows), offsets(k));
+        Side { operand, k_adjacent: k.chunks(K_BLOCK).all(adjacent), rows, k }
+    }
+}
+
+impl PlainStore {
+    fn of(kernel: &Kernel, contract: &Contract) -> Option<PlainStore> {
+        let [Stmt::Store { buf, access, val }] = &contract.body[..] else { return None };
+        let same = kernel.bufs[buf.0 as usize].dtype == contract.vals[0].dtype;
+        if !same || val.0 != 0 {
+            return None;
+        }
+        let strides = affine_strides(access, contract.body_dims().len())?;
+        let with = |dims: &[ContractDim], strides: &[i64]| -> Vec<(u64, i64)> {
+            dims.iter().zip(strides).map(|(dim, stride)| (dim.extent, *stride)).collect()
+        };
+        let (batch, rest) = strides.split_at(contract.batch.len());
+        let (m, n) = rest.split_at(contract.m.len());
+        let columns = offsets(&with(&contract.n, n));
+        Some(PlainStore {
+            buf: buf.0 as usize,
+            base: access.base,
+            batch: batch.to_vec(),
+            rows: offsets(&with(&contract.m, m)),
+            columns_adjacent: adjacent(&columns),
+            columns,
+        })
+    }
+}
+
+/// The stride of each dimension in a plain access: no guard, no division, no indirection. `base` is the access's own.
+pub(crate) fn affine_strides(access: &Access, n_dims: usize) -> Option<Vec<i64>> {
+    let mut strides = vec![0i64; n_dims];
+    for term in &access.terms {
+        let mdl_compiler::kernel::Position::Index(index) = &term.index else { return None };
+        if term.range.is_some() || index.div != 1 || index.modulo != 0 || index.base != 0 || index.plus != 0 {
+            return None;
+        }
+        for (Dim(dim), coef) in &index.terms {
+            strides[*dim as usize] += coef * term.coef;
+        }
+    }
+    Some(strides)
+}
+
+impl Contraction {
+    pub(crate) fn new(kernel: &Kernel, contract: &Contract, isa: Isa) -> Contraction {
+        let side = |dims: &[ContractDim], of: fn(&ContractDim) -> i64| -> Vec<(u64, i64)> {
+            dims.iter().map(|dim| (dim.extent, of(dim))).collect()
+        };
+        let size = |dims: &[ContractDim]| dims.iter().map(|dim| dim.extent as usize).product::<usize>();
+        let a = Side::new(contract.a, &side(&contract.m, |dim| dim.a), &side(&contract.k, |dim| dim.a));
+        let b = Side::new(contract.b, &side(&contract.n, |dim| dim.b), &side(&contract.k, |dim| dim.b));
+        let micro = Micro::of(isa);
+        let n = size(&contract.n);
+        Contraction {
+            a,
+            b,
+            dtype: kernel.bufs[contract.a.buf.0 as usize].dtype,
+            batch: contract.batch.clone(),
+            n_batch: size(&contract.batch) as u64,
+            m: size(&contract.m),
+            n,
+            k: size(&contract.k),
+            n_last: contract.n.last().map_or(1, |dim| dim.extent as usize),
+            width: n.min(COLUMN_BLOCK).next_multiple_of(micro.panel),
+            micro,
+            store: PlainStore::of(kernel, contract),
+            finish: Finish::Copy,
+            body_scratch: 0,
+        }
+    }
+
+    /// Multiplications and additions.
+    pub(crate) fn flops(&self) -> u64 {
+        2 * self.n_batch * (self.m * self.n) as u64 * self.k.max(1) as u64
+    }
+
+    /// Whether a compiled body is needed.
+    pub(crate) fn needs_body(&self) -> bool {
+        self.store.is_none()
+    }
+
+    /// Tasks: row blocks fastest, so that neighbours share the packed B; then column blocks, then the batch.
+    pub(crate) fn tasks(&self) -> u64 {
+        if self.m == 0 || self.n == 0 {
+            return 0;
+        }
+        self.n_batch * self.n.div_ceil(COLUMN_BLOCK) as u64 * self.m.div_ceil(TASK_ROWS) as u64
+    }
+
+    fn rows_at_once(&self) -> usize {
+        self.m.min(ROW_BLOCK).next_multiple_of(PANEL_ROWS)
+    }
+
+    fn k_at_once(&self) -> usize {
+        self.k.min(K_BLOCK)
+    }
+
+    fn a_in_place(&self) -> bool {
+        self.dtype == DType::F32 && self.a.k_adjacent
+    }
+
+    pub(crate) fn scratch_bytes(&self) -> u64 {
+        let number = if self.dtype == DType::F64 { 8 } else { 4 };
+        let product = self.rows_at_once() * self.width * number;
+        let b = self.k_at_once() * self.width * 4;
+        let a = if self.a_in_place() { 0 } else { self.rows_at_once() * self.k_at_once() * 4 };
+        let ours = [product, b, a].into_iter().map(|bytes| bytes.next_multiple_of(64)).sum::<usize>();
+        ours as u64 + self.body_scratch
+    }
+
+    /// Runs the tasks `lo..hi`.
+    ///
+    /// # Safety
+    /// The kernel is verified, `bufs` are its buffers, `scratch` has `scratch_bytes()` bytes aligned to 64 for us alone, and
+    /// nobody runs the same tasks at once.
+    pub(crate) unsafe fn run(&self, bufs: Buffers<'_>, lo: u64, hi: u64, scratch: *mut u8) {
+        let n_rows = self.m.div_ceil(TASK_ROWS) as u64;
+        let n_columns = self.n.div_ceil(COLUMN_BLOCK) as u64;
+        let mut task = lo;
+        while task < hi {
+            // Neighbouring row blocks go together, so that B is packed once for them.
+            let (outer, row_task) = (task / n_rows, task % n_rows);
+            let together = (n_rows - row_task).min(hi - task).min((ROW_BLOCK / TASK_ROWS) as u64);
+            let (batch, column) = (outer / n_columns, (outer % n_columns) as usize * COLUMN_BLOCK);
+            let rows = row_task as usize * TASK_ROWS..((row_task + together) as usize * TASK_ROWS).min(self.m);
+            let columns = column..(column + COLUMN_BLOCK).min(self.n);
+            // SAFETY: the block lies in the product, and the rest is the caller's promise.
+            unsafe {
+                if self.dtype == DType::F64 {
+                    self.block_f64(bufs, batch, rows.clone(), columns.clone(), scratch);
+                } else {
+                    self.block(bufs, batch, rows.clone(), columns.clone(), scratch);
+                }
+                self.finish_block(bufs, batch, rows, columns, scratch);
+            }
+            task += together;
+        }
+    }
+
+    /// The offsets of a batch in a and b.
+    fn batch_offsets(&self, batch: u64) -> (i64, i64) {
+        let (mut a, mut b, mut rest) = (0, 0, batch);
+        for dim in self.batch.iter().rev() {
+            let at = (rest % dim.extent) as i64;
+            rest /= dim.extent;
+            a += at * dim.a;
+            b += at * dim.b;
+        }
+        (a, b)
+    }
+
+    /// One block of the product, into scratch.
+    unsafe fn block(&self, bufs: Buffers<'_>, batch: u64, rows: Rows, columns: Rows, scratch: *mut u8) {
+        let (a_batch, b_batch) = self.batch_offsets(batch);
+        let element = self.dtype.size_bytes() as usize;
+        let start = |side: &Side, offset: i64| {
+            let base = bufs.base(side.operand.buf.0 as usize).cast_const();
+            base.wrapping_offset((side.operand.base + offset) as isize * element as isize)
+        };
+        let (a, b) = (start(&self.a, a_batch), start(&self.b, b_batch));
+        let product = scratch.cast::<f32>();
+        let (n_rows, n_columns) = (rows.len(), columns.len());
+        let b_at = (self.rows_at_once() * self.width * 4).next_multiple_of(64);
+        let a_at = b_at + (self.k_at_once() * self.width * 4).next_multiple_of(64);
+        let panel = self.micro.panel;
+        // SAFETY: offsets within `scratch_bytes`.
+        let (packed_b, packed_a) = unsafe { (scratch.add(b_at).cast::<f32>(), scratch.add(a_at).cast::<f32>()) };
+        if self.k == 0 {
+            // SAFETY: the product block is ours.
+            unsafe { std::ptr::write_bytes(product, 0, n_rows * self.width) };
+            return;
+        }
+        let mut k0 = 0;
+        while k0 < self.k {
+            let depth = (self.k - k0).min(K_BLOCK);
+            let (a_k, b_k) = (&self.a.k[k0..k0 + depth], &self.b.k[k0..k0 + depth]);
+            let in_place = self.a_in_place();
+            // SAFETY: `verify` checked that every (row, k) lies in its buffer; packed blocks fit their scratch.
+            unsafe {
+                let b_rows = &self.b.rows[columns.clone()];
+                match self.dtype {
+                    DType::BF16 => pack::panels(packed_b, panel, b.cast(), b_rows, b_k, crate::strip::widen),
+                    DType::F16 => pack::panels(packed_b, panel, b.cast(), b_rows, b_k, f16::to_f32),
+                    _ => pack::panels(packed_b, panel, b.cast(), b_rows, b_k, |x: f32| x),
+                }
+                let a_rows = &self.a.rows[rows.clone()];
+                match self.dtype {
+                    _ if in_place => {}
+                    DType::BF16 => pack::panels(packed_a, PANEL_ROWS, a.cast(), a_rows, a_k, crate::strip::widen),
+                    DType::F16 => pack::panels(packed_a, PANEL_ROWS, a.cast(), a_rows, a_k, f16::to_f32),
+                    _ => pack::panels(packed_a, PANEL_ROWS, a.cast(), a_rows, a_k, |x: f32| x),
+                }
+            }
+            for column in (0..n_columns).step_by(panel) {
+                // SAFETY: panel `column / panel` of the packed B.
+                let b_panel = unsafe { packed_b.add(column * depth) };
+                let half = n_columns - column <= panel / 2;
+                for row in (0..n_rows).step_by(PANEL_ROWS) {
+                    let height = (n_rows - row).min(PANEL_ROWS);
+                    // SAFETY: the tile lies in the product block, whose rows have whole panels; A rows are in their buffer.
+                    unsafe {
+                        let to = product.add(row * self.width + column);
+                        if in_place {
+                            let first = a_k[0];
+                            let mut heads = [std::ptr::null::<f32>(); PANEL_ROWS];
+                            for (head, offset) in heads.iter_mut().zip(&self.a.rows[rows.start + row..rows.start + row + height]) {
+                                *head = a.cast::<f32>().offset((offset + first) as isize);
+                            }
+                            (self.micro.in_place(height, half))(depth, &heads, b_panel, to, self.width, k0 > 0);
+                        } else {
+                            let a_panel = packed_a.add(row * depth);
+                            (self.micro.packed(height, half))(depth, a_panel, b_panel, to, self.width, k0 > 0);
+                        }
+                    }
+                }
+            }
+            k0 += depth;
+        }
+    }
+
+    /// The same in `f64`, plainly: for tests.
+    unsafe fn block_f64(&self, bufs: Buffers<'_>, batch: u64, rows: Rows, columns: Rows, scratch: *mut u8) {
+        let (a_batch, b_batch) = self.batch_offsets(batch);
+        let a = bufs.base(self.a.operand.buf.0 as usize).cast::<f64>();
+        let b = bufs.base(self.b.operand.buf.0 as usize).cast::<f64>();
+        for (i, row) in self.a.rows[rows].iter().enumerate() {
+            for (j, column) in self.b.rows[columns.clone()].iter().enumerate() {
+                let (a0, b0) = (self.a.operand.base + a_batch + row, self.b.operand.base + b_batch + column);
+                let mut sum = 0.0;
+                for (a_k, b_k) in self.a.k.iter().zip(&self.b.k) {
+                    // SAFETY: `verify` checked these positions.
+                    sum += unsafe { a.offset((a0 + a_k) as isize).read() * b.offset((b0 + b_k) as isize).read() };
+                }
+                // SAFETY: inside the product block.
+                unsafe { scratch.cast::<f64>().add(i * self.width + j).write(sum) };
+            }
+        }
+    }
+
+    unsafe fn finish_block(&self, bufs: Buffers<'_>, batch: u64, rows: Rows, columns: Rows, scratch: *mut u8) {
+        let number = if self.dtype == DType::F64 { 8 } else { 4 };
+        match (self.finish, &self.store) {
+            (Finish::Body(body), _) => {
+                // SAFETY: the body's scratch is the last part of ours.
+                let own = unsafe { scratch.add((self.scratch_bytes() - self.body_scratch) as usize) };
+                let row0 = batch * self.m as u64;
+                let mut column = columns.start;
+                while column < columns.end {
+                    let (outer, from) = (column / self.n_last, column % self.n_last);
+                    let to = self.n_last.min(from + columns.end - column);
+                    // SAFETY: rows and columns of this block, which lies in scratch; the body was compiled from this kernel.
+                    unsafe {
+                        let product = scratch.add((column - columns.start) * number);
+                        let (lo, hi) = (row0 + rows.start as u64, row0 + rows.end as u64);
+                        body(bufs.as_ptr(), lo, hi, outer as u64, from as u64, to as u64, product, self.width as u64, own);
+                    }
+                    column += to - from;
+                }
+            }
+            (Finish::Copy, Some(store)) => {
+                let mut rest = batch;
+                let mut at = store.base;
+                for (dim, stride) in self.batch.iter().zip(&store.batch).rev() {
+                    at += (rest % dim.extent) as i64 * stride;
+                    rest /= dim.extent;
+                }
+                let out = bufs.base(store.buf);
+                for (i, row) in store.rows[rows].iter().enumerate() {
+                    // SAFETY: `verify` checked the store's access for every point.
+                    unsafe {
+                        let from = scratch.add(i * self.width * number);
+                        if store.columns_adjacent {
+                            let to = out.offset((at + row + store.columns[columns.start]) as isize * number as isize);
+                            std::ptr::copy_nonoverlapping(from, to, columns.len() * number);
+                        } else {
+                            for (j, column) in store.columns[columns.clone()].iter().enumerate() {
+                                let to = out.offset((at + row + column) as isize * number as isize);
+                                std::ptr::copy_nonoverlapping(from.add(j * number), to, number);
+                            }
+                        }
+                    }
+                }
+            }
+            (Finish::Copy, None) => mdl_graph::bug!("a contraction without its body"),
+        }
+    }
+}
+
+type Rows = std::ops::Range<usize>;

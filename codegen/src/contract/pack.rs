@@ -1,0 +1,98 @@
+//! Packing: a strided block as panels, `out[panel][k][row in panel]`, the last panel filled with zeros.
+
+use super::adjacent;
+
+/// Packs `rows` by `k` elements at `from + row + k`, `width` rows to a panel.
+///
+/// # Safety
+/// Every `from + rows[i] + k[j]` may be read; `out` has room for whole panels.
+pub(super) unsafe fn panels<T: Copy>(
+    out: *mut f32,
+    width: usize,
+    from: *const T,
+    rows: &[i64],
+    k: &[i64],
+    widen: impl Fn(T) -> f32 + Copy,
+) {
+    let k_runs = adjacent(k);
+    for (at, panel) in rows.chunks(width).enumerate() {
+        let order = (adjacent(panel), k_runs);
+        // SAFETY: panel `at` starts here; its `width · k` elements are ours.
+        let to = unsafe { out.add(at * width * k.len()) };
+        let whole = panel.len() == width;
+        // SAFETY: the caller's promise about reads; writes stay in the panel.
+        unsafe {
+            match (order, width) {
+                ((true, _), 32) if whole => rows_adjacent::<T, 32>(to, from.offset(panel[0] as isize), k, widen),
+                ((true, _), 16) if whole => rows_adjacent::<T, 16>(to, from.offset(panel[0] as isize), k, widen),
+                ((true, _), 8) if whole => rows_adjacent::<T, 8>(to, from.offset(panel[0] as isize), k, widen),
+                ((false, true), 32) if whole => k_adjacent::<T, 32>(to, from.offset(k[0] as isize), panel, k.len(), widen),
+                ((false, true), 16) if whole => k_adjacent::<T, 16>(to, from.offset(k[0] as isize), panel, k.len(), widen),
+                ((false, true), 8) if whole => k_adjacent::<T, 8>(to, from.offset(k[0] as isize), panel, k.len(), widen),
+                _ => any(to, width, from, panel, k, widen),
+            }
+        }
+    }
+}
+
+/// Whole rows of a panel are runs in memory: they are copied.
+#[inline(always)]
+unsafe fn rows_adjacent<T: Copy, const W: usize>(to: *mut f32, from: *const T, k: &[i64], widen: impl Fn(T) -> f32) {
+    for (j, offset) in k.iter().enumerate() {
+        for i in 0..W {
+            // SAFETY: see `panels`.
+            unsafe { to.add(j * W + i).write(widen(from.offset(*offset as isize).add(i).read())) };
+        }
+    }
+}
+
+/// Runs along k: transposed in blocks of 8 by 8, which stay in registers and whose lines stay in cache.
+#[inline(always)]
+unsafe fn k_adjacent<T: Copy, const W: usize>(
+    to: *mut f32,
+    from: *const T,
+    rows: &[i64],
+    depth: usize,
+    widen: impl Fn(T) -> f32,
+) {
+    const B: usize = 8;
+    let whole = depth - depth % B;
+    for i0 in (0..W).step_by(B) {
+        for j0 in (0..whole).step_by(B) {
+            let mut block = [[0f32; B]; B];
+            for (i, line) in block.iter_mut().enumerate() {
+                // SAFETY: see `panels`.
+                let line_from = unsafe { from.offset(rows[i0 + i] as isize).add(j0) };
+                for (j, slot) in line.iter_mut().enumerate() {
+                    // SAFETY: see `panels`.
+                    *slot = widen(unsafe { line_from.add(j).read() });
+                }
+            }
+            for j in 0..B {
+                for (i, line) in block.iter().enumerate() {
+                    // SAFETY: see `panels`.
+                    unsafe { to.add((j0 + j) * W + i0 + i).write(line[j]) };
+                }
+            }
+        }
+        for j in whole..depth {
+            for i in i0..i0 + B {
+                // SAFETY: see `panels`.
+                unsafe { to.add(j * W + i).write(widen(from.offset(rows[i] as isize).add(j).read())) };
+            }
+        }
+    }
+}
+
+unsafe fn any<T: Copy>(to: *mut f32, width: usize, from: *const T, rows: &[i64], k: &[i64], widen: impl Fn(T) -> f32) {
+    for (j, offset) in k.iter().enumerate() {
+        for (i, row) in rows.iter().enumerate() {
+            // SAFETY: see `panels`.
+            unsafe { to.add(j * width + i).write(widen(from.offset((row + offset) as isize).read())) };
+        }
+        for i in rows.len()..width {
+            // SAFETY: see `panels`.
+            unsafe { to.add(j * width + i).write(0.0) };
+        }
+    }
+}
