@@ -1,24 +1,111 @@
-//! What several tests of the syntax need.
+//! A world made of a table, for tests of the checker: what data holds follows from what the block says.
 
-use mdl_lang::syntax::ast::FileId;
-use mdl_lang::syntax::parse;
+use mdl_graph::{Axis, DType};
+use mdl_lang::check::{Imported, Problem, World};
+use mdl_lang::spec::{DataFacts, DataSpec, Field, Form, Share, Source, Tokenizer};
 
-/// A tree without its spans, to compare two texts that differ in their blanks.
-pub(crate) fn bare(text: &str) -> serde_json::Value {
-    let (file, diagnostics) = parse(FileId(0), text);
-    assert!(diagnostics.is_empty(), "{diagnostics:?}");
-    let mut tree = serde_json::to_value(file).unwrap();
-    strip_spans(&mut tree);
-    tree
+/// Every text is 100 000 tokens, every table of rows has 1 000; a few paths are broken.
+#[derive(Default)]
+pub struct FakeWorld {
+    /// Whatever the data, this is wrong with it.
+    pub broken: Option<&'static str>,
 }
 
-pub(crate) fn strip_spans(value: &mut serde_json::Value) {
-    match value {
-        serde_json::Value::Object(map) => {
-            map.retain(|key, _| key != "span" && key != "op_span");
-            map.values_mut().for_each(strip_spans);
+/// Paths that are not fine, with the code of what is wrong.
+const BROKEN: [(&str, &str, &str); 3] = [
+    ("missing.txt", "E0501", "there is no file missing.txt"),
+    ("latin1.txt", "E0502", "latin1.txt is not UTF-8 text: byte 17"),
+    ("empty.txt", "E0503", "empty.txt is empty"),
+];
+
+const TOKENS: u64 = 100_000;
+const ROWS: u64 = 1_000;
+
+impl World for FakeWorld {
+    fn import(&self, _: &str, path: &str) -> Result<Imported, String> {
+        match path {
+            "double.mdl" => Ok(Imported { name: path.into(), text: "fn double(x: [..]) -> [..] = 2.0 * x\n".into() }),
+            _ => Err(format!("there is no file {path}")),
         }
-        serde_json::Value::Array(list) => list.iter_mut().for_each(strip_spans),
-        _ => {}
+    }
+
+    fn data_facts(&self, spec: &DataSpec) -> Result<DataFacts, Vec<Problem>> {
+        let own = spec.split.parts.iter().filter_map(|part| match &part.share {
+            Share::Sources(sources) => Some(sources),
+            Share::Fraction(_) => None,
+        });
+        let sources: Vec<&Source> = spec.sources.iter().chain(own.flatten()).collect();
+        let mut problems = Vec::new();
+        if let Some(code) = self.broken {
+            let (code, message) = (code.to_owned(), "this is wrong with the data".to_owned());
+            problems.push(Problem { code, message, help: None, span: None });
+        }
+        for source in &sources {
+            let Source::Text { path, span } = source else { continue };
+            for (broken, code, message) in BROKEN {
+                if path == broken {
+                    let (code, message) = (code.to_owned(), message.to_owned());
+                    problems.push(Problem { code, message, help: None, span: Some(*span) });
+                }
+            }
+        }
+        if let Form::Window { axis } = &spec.form
+            && axis.size >= TOKENS
+        {
+            let message = format!("the window of {} tokens is longer than the text, which has {TOKENS}", axis.size);
+            problems.push(Problem { code: "E0508".to_owned(), message, help: None, span: None });
+        }
+        if !problems.is_empty() {
+            return Err(problems);
+        }
+        let Some(first) = sources.first() else { return Err(Vec::new()) };
+        let vocab = match (&spec.tokenizer, first) {
+            (Some(Tokenizer::Chars), Source::Addition { .. }) => 12,
+            (Some(Tokenizer::Chars), _) => 65,
+            (Some(Tokenizer::Bytes), _) => 256,
+            (Some(Tokenizer::Bpe { vocab }), _) | (None, Source::RandomTokens { vocab, .. }) => *vocab,
+            (Some(Tokenizer::File { .. }), _) => 1_000,
+            (None, _) => 0,
+        };
+        let has_label = |label: &Option<String>| if label.is_some() { 5 } else { 0 };
+        let classes = match first {
+            Source::Lines { .. } => 2,
+            Source::Jsonl { label, .. } | Source::Csv { label, .. } => has_label(label),
+            Source::Idx { .. } => 10,
+            _ => 0,
+        };
+        let rows = |part: &Share| match (part, &spec.form) {
+            (Share::Fraction(share), Form::Window { axis }) => (share * (TOKENS / axis.size) as f64) as u64,
+            (Share::Fraction(share), _) => (share * ROWS as f64) as u64,
+            (Share::Sources(_), _) => ROWS,
+        };
+        Ok(DataFacts {
+            vocab,
+            classes,
+            fields: fields(&spec.form, classes),
+            rows: spec.split.parts.iter().map(|part| (part.name.clone(), rows(&part.share))).collect(),
+            hash: "fake".to_owned(),
+        })
+    }
+}
+
+fn fields(form: &Form, classes: u64) -> Vec<Field> {
+    let field = |name: &str, dtype, axes: Vec<Axis>| Field { name: name.to_owned(), dtype, axes };
+    match form {
+        Form::Rows => vec![
+            field("image", DType::F32, vec![Axis::new("row", 28), Axis::new("column", 28), Axis::new("channel", 1)]),
+            field("label", DType::I32, Vec::new()),
+        ],
+        Form::Window { axis } | Form::Pad { axis } => {
+            let mut fields = vec![
+                field("ids", DType::I32, vec![axis.clone()]),
+                field("next", DType::I32, vec![axis.clone()]),
+                field("mask", DType::Bool, vec![axis.clone()]),
+            ];
+            if classes > 0 {
+                fields.push(field("label", DType::I32, Vec::new()));
+            }
+            fields
+        }
     }
 }
