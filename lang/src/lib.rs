@@ -3,6 +3,7 @@
 //! `syntax` reads text and gives a tree, `diag` is how every mistake of the user is told. Pure: sources arrive as text,
 //! and nothing here touches files, devices or the network.
 
+pub mod check;
 pub mod diag;
 pub mod spec;
 pub mod syntax;

@@ -29,13 +29,13 @@
 //!    `Value::record([("ids", tensor)…])`; then `elab.call(&objective, [model, batch])`. Afterwards `elab.take_losses()` are
 //!    the `loss name = …` of layers (name, f32[] tensor), already summed over copies, to be added to the loss and reported;
 //!    `elab.take_next()` the new values of layer states, `(StoredId, tensor)`, in graph names. `elab.grads(loss, &ids)` adds
-//!    the `Grad` marker for the inputs of stored ids. `elab.output("loss", &tensor)`, `elab.output_next(id, &tensor)`, and
+//!    the `Grad` marker for the inputs of stored ids. `elab.output("loss", &value, span)`, `elab.output_next("blocks.attn.q.w", &value, span)`, and
 //!    `elab.finish() -> Graph` (dead nodes dropped, verified).
 //! 3. *An optimizer.* `elab.optimizer_states(&optimizer, weight_id)` lists what it keeps for a weight (name, axes);
-//!    `elab.optimizer_step(&optimizer, weight_id, w, g, n, states) -> (w, states)` runs `step` for one weight, the axes of
-//!    copies hidden. `elab.optimizer_takes(&optimizer, weight_id)`: whether its `for [..]` accepts the weight.
+//!    `elab.optimizer_step(&optimizer, weight_id, [&w, &g, &n], &states, span) -> (w, states)` runs `step` for one weight, the
+//!    axes of copies hidden; `n` is an f32[] tensor that counts from 1. `elab.average_step` does the same for `average`. `elab.optimizer_takes(&optimizer, weight_id)`: whether its `for [..]` accepts the weight.
 //! 4. *Initial values.* `elab.begin(); elab.init_stored(id)?` gives the tensor of a weight's or state's first value;
-//!    `elab.init_optimizer_state(&optimizer, weight_id, k)` that of an optimizer's.
+//!    `elab.init_optimizer_states(&optimizer, weight_id, &w, span)` those of an optimizer's.
 //!
 //! # Initializers
 //!
@@ -50,3 +50,140 @@
 //! `Rename` nodes on its way in and out. A member of a pack `..from` given `width` is called `from.width` inside. What
 //! comes in through `..` keeps its name unless the callee mentions it, then it becomes `name~1` (no user can write `~`).
 //! Axes of `map` and `each` are *hidden*, `row~2`: reductions over everything leave them alone.
+
+mod arith;
+mod axes;
+mod bracket;
+mod builtins;
+mod call;
+mod draw;
+mod eval;
+mod graphs;
+mod layer;
+mod load;
+mod loops;
+mod scope;
+mod train;
+mod types;
+mod value;
+mod world;
+
+use std::collections::{BTreeMap, HashMap};
+use std::rc::Rc;
+
+use mdl_graph::{Axis, Name, Phase, Type};
+
+pub use builtins::{BUILTINS, Builtin};
+pub use train::OptimizerState;
+pub use value::{
+    Args, Env, Eval, FunctionKind, Layer, Made, Optimizer, OptimizerCode, Stop, Stored, StoredId, StoredKind, Tensor, Value,
+};
+pub use world::{Imported, NoWorld, Problem, World};
+
+use crate::diag::{Diagnostic, Sources};
+use crate::syntax::ast::{FnDef, Span};
+
+/// See the documentation of this module.
+pub struct Elaborator<'w> {
+    world: &'w dyn World,
+    pub sources: Sources,
+    pub diagnostics: Vec<Diagnostic>,
+    files: Vec<load::File>,
+    prelude: Option<usize>,
+    importing: Vec<String>,
+    /// Values of names of files: what stages defined, and items that were evaluated.
+    defined: HashMap<(usize, String), Value>,
+    arg_values: HashMap<(usize, String), Rc<crate::syntax::ast::Expr>>,
+    evaluating: Vec<(usize, String)>,
+
+    // What is being evaluated.
+    calls: Vec<Span>,
+    running: Vec<Rc<FnDef>>,
+    in_methods: Vec<(u32, String)>,
+    building: Vec<Rc<value::LayerCode>>,
+    /// Axes that the type of the `let` around declares.
+    declared: Vec<Name>,
+    /// Axes that reductions over everything leave alone.
+    hidden: Vec<Axis>,
+    n_mapped: usize,
+
+    // What is built.
+    stored: Vec<Stored>,
+    root: String,
+    path: Vec<String>,
+    stack: Vec<Rc<value::Copies>>,
+    trained: Vec<String>,
+
+    // The graph under construction.
+    levels: Vec<graphs::Level>,
+    inputs: HashMap<String, Tensor>,
+    phase: Phase,
+    scope: Name,
+    overrides: HashMap<StoredId, Tensor>,
+    next: BTreeMap<StoredId, Tensor>,
+    scopes: Vec<loops::CopiesScope>,
+    losses: Vec<loops::Loss>,
+    /// The states that each open loop's body changes, in the order of what it stacks.
+    loop_states: Vec<Vec<StoredId>>,
+    /// States of the optimizer that runs: name, value, type of one layer's.
+    optimizer_next: Vec<Vec<(String, Tensor, Type)>>,
+    places: HashMap<String, u32>,
+    place_of: String,
+
+    n_fresh: u32,
+    n_levels: u32,
+    n_copies: u32,
+    n_layers: u32,
+}
+
+impl<'w> Elaborator<'w> {
+    pub fn new(sources: Sources, world: &'w dyn World) -> Elaborator<'w> {
+        let mut elab = Elaborator {
+            world,
+            sources,
+            diagnostics: Vec::new(),
+            files: Vec::new(),
+            prelude: None,
+            importing: Vec::new(),
+            defined: HashMap::new(),
+            arg_values: HashMap::new(),
+            evaluating: Vec::new(),
+            calls: Vec::new(),
+            running: Vec::new(),
+            in_methods: Vec::new(),
+            building: Vec::new(),
+            declared: Vec::new(),
+            hidden: Vec::new(),
+            n_mapped: 0,
+            stored: Vec::new(),
+            root: String::new(),
+            path: Vec::new(),
+            stack: Vec::new(),
+            trained: Vec::new(),
+            levels: Vec::new(),
+            inputs: HashMap::new(),
+            phase: Phase::Forward,
+            scope: Name::from(""),
+            overrides: HashMap::new(),
+            next: BTreeMap::new(),
+            scopes: Vec::new(),
+            losses: Vec::new(),
+            loop_states: Vec::new(),
+            optimizer_next: Vec::new(),
+            places: HashMap::new(),
+            place_of: String::new(),
+            n_fresh: 0,
+            n_levels: 0,
+            n_copies: 0,
+            n_layers: 0,
+        };
+        elab.begin();
+        elab.load_prelude();
+        elab
+    }
+
+    /// Reports a mistake that the caller found; the diagnostic gets the call that led there, if it lies in the library.
+    pub fn report(&mut self, diagnostic: Diagnostic) -> Stop {
+        self.fail(diagnostic)
+    }
+}

@@ -196,6 +196,8 @@ pub enum FunctionKind {
     Def { code: Rc<FnCode>, first: Option<Rc<Vec<(Rc<str>, Value)>>> },
     /// A function of a layer.
     Method { layer: Layer, def: Rc<ast::FnDef> },
+    /// Copies of a layer, with axes given for the call.
+    LayerCall(Layer),
     Lambda { params: Rc<Vec<ast::Param>>, body: Rc<ast::Expr>, env: Env },
     Builtin(&'static Builtin),
     /// `f(_, 2)`
@@ -204,6 +206,10 @@ pub enum FunctionKind {
     Waiting { callee: Rc<Value>, args: Args },
     /// A number where a function is expected: a constant schedule.
     Constant(Rc<Value>),
+    /// `adamw`, before it has its parameters.
+    Optimizer(Rc<OptimizerCode>),
+    /// `inner.step` of an optimizer.
+    OptimizerMethod(Rc<Optimizer>, Rc<ast::FnDef>),
 }
 
 pub struct FnCode {

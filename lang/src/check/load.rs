@@ -1,0 +1,372 @@
+//! Files: parsing them, what their items are called, imports, and the library that every file sees.
+//!
+//! Nothing is evaluated here. A name means, in this order: what stages defined, the file's own item, what it imports, and
+//! what the library's prelude lists.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::rc::Rc;
+
+use mdl_graph::Name;
+
+use super::Elaborator;
+use super::value::{Env, FnCode, Frame, LayerCode, OptimizerCode, Value};
+use crate::diag::{Code, Diagnostic, nearest};
+use crate::syntax::ast::{self, AxisDecl, Expr, FileId, ItemKind, Member, MemberKind, Span, UseFrom};
+use crate::syntax::parse;
+
+macro_rules! library {
+    ($($path:literal)*) => {
+        /// The standard library: paths under `stdlib/` without `.mdl`, and texts.
+        const LIBRARY: &[(&str, &str)] = &[$(($path, include_str!(concat!("../../../stdlib/", $path, ".mdl"))),)*];
+    };
+}
+
+library! {
+    "prelude" "core" "init" "losses" "schedules" "optim"
+    "nn/activations" "nn/attention" "nn/block" "nn/convolution" "nn/dropout" "nn/embedding" "nn/linear" "nn/mlp" "nn/norm"
+    "nn/recurrent" "nn/rope"
+    "models/classifier" "models/gpt" "models/llama" "models/lstm"
+}
+
+/// What an item is.
+#[derive(Clone)]
+pub(super) enum Global {
+    Fn(Rc<FnCode>),
+    Layer(Rc<LayerCode>),
+    Optimizer(Rc<OptimizerCode>),
+    Arg(Rc<ast::ArgDecl>),
+    Model(Rc<Expr>),
+    /// A stage, by its kind: only `define` gives it a value.
+    Stage(String),
+    Broken,
+}
+
+pub(super) struct File {
+    pub(super) id: FileId,
+    pub(super) path: String,
+    pub(super) is_library: bool,
+    pub(super) ast: Rc<ast::File>,
+    pub(super) items: BTreeMap<String, (Global, Span)>,
+    pub(super) axes: BTreeMap<String, Rc<AxisDecl>>,
+    /// Imported names: the file and the name there.
+    pub(super) imports: BTreeMap<String, (usize, String)>,
+    pub(super) env: Env,
+}
+
+impl Elaborator<'_> {
+    /// Parses a source that is in `sources` and resolves its imports. Gives its number for `file_env`, `define` and others.
+    pub fn load_root(&mut self, id: FileId) -> usize {
+        let text = self.sources.get(id).map(|source| source.text.clone()).unwrap_or_default();
+        let name = self.sources.get(id).map(|source| source.name.clone()).unwrap_or_default();
+        let (ast, diagnostics) = parse(id, &text);
+        self.diagnostics.extend(diagnostics);
+        self.load_file(id, name, ast, false)
+    }
+
+    /// As `load_root`, of a file that was parsed already.
+    pub fn load_parsed(&mut self, ast: ast::File) -> usize {
+        let name = self.sources.get(ast.id).map(|source| source.name.clone()).unwrap_or_default();
+        self.load_file(ast.id, name, ast, false)
+    }
+
+    fn load_file(&mut self, id: FileId, path: String, ast: ast::File, is_library: bool) -> usize {
+        let at = self.files.len();
+        let frame = Rc::new(Frame { is_file: true, ..Frame::new(at, path.clone(), Rc::default()) });
+        let env = Env { vars: None, frame };
+        let ast = Rc::new(ast);
+        let file = File {
+            id,
+            path,
+            is_library,
+            ast: ast.clone(),
+            items: BTreeMap::new(),
+            axes: BTreeMap::new(),
+            imports: BTreeMap::new(),
+            env,
+        };
+        self.files.push(file);
+        let mut uses = Vec::new();
+        for item in &ast.items {
+            let global = match &item.kind {
+                ItemKind::Use(used) => {
+                    uses.push((used.clone(), item.span));
+                    continue;
+                }
+                ItemKind::Axis(decls) => {
+                    for decl in decls {
+                        let known = self.files[at].axes.insert(decl.name.text.clone(), Rc::new(decl.clone()));
+                        if let Some(known) = known {
+                            self.defined_twice(&decl.name.text, decl.name.span, known.name.span);
+                        }
+                    }
+                    continue;
+                }
+                ItemKind::Names(_) => {
+                    self.push(
+                        Diagnostic::error(Code::E0704, "`names` is not in this version").label(item.span, "not understood yet"),
+                    );
+                    Global::Broken
+                }
+                ItemKind::Arg(arg) => Global::Arg(Rc::new(arg.clone())),
+                ItemKind::Layer(layer) => Global::Layer(Rc::new(LayerCode {
+                    methods: methods(&layer.members),
+                    ast: layer.clone(),
+                    file: at,
+                    mentions: self.mentions(item.span),
+                })),
+                ItemKind::Fn(def) => Global::Fn(Rc::new(FnCode {
+                    def: Rc::new(def.clone()),
+                    file: at,
+                    mentions: self.mentions(item.span),
+                })),
+                ItemKind::Optimizer(optimizer) => Global::Optimizer(Rc::new(OptimizerCode {
+                    methods: methods(&optimizer.members),
+                    ast: optimizer.clone(),
+                    file: at,
+                    mentions: self.mentions(item.span),
+                })),
+                ItemKind::Model { value, .. } => Global::Model(Rc::new(value.clone())),
+                ItemKind::Stage(stage) => Global::Stage(stage.kind.text.clone()),
+                ItemKind::Broken { .. } => Global::Broken,
+            };
+            let Some(name) = item.name() else { continue };
+            let known = self.files[at].items.get(&name.text).map(|(_, span)| *span);
+            match known {
+                Some(known) => self.defined_twice(&name.text, name.span, known),
+                None => {
+                    self.files[at].items.insert(name.text.clone(), (global, name.span));
+                }
+            }
+        }
+        for (used, span) in uses {
+            self.resolve_use(at, &used, span);
+        }
+        at
+    }
+
+    fn defined_twice(&mut self, name: &str, span: Span, first: Span) {
+        self.push(
+            Diagnostic::error(Code::E0222, format!("`{name}` is defined twice"))
+                .label(span, "again here")
+                .label(first, "first here")
+                .help("give one of them another name"),
+        );
+    }
+
+    /// All words of a piece of text: a superset of the axis names that it says.
+    fn mentions(&self, span: Span) -> Rc<BTreeSet<String>> {
+        let text = self.sources.slice(span);
+        let is_word = |c: char| c.is_alphanumeric() || c == '_' || c == '\'';
+        Rc::new(
+            text.split(|c| !is_word(c))
+                .filter(|word| word.starts_with(|c: char| c.is_alphabetic() || c == '_'))
+                .map(str::to_string)
+                .collect(),
+        )
+    }
+
+    fn resolve_use(&mut self, at: usize, used: &ast::Use, span: Span) {
+        match &used.from {
+            UseFrom::Path(steps) => self.use_path(at, used, steps, span),
+            UseFrom::File(path) => {
+                if path.text.contains("://") {
+                    self.push(
+                        Diagnostic::error(Code::E0704, "`use` of an address is not in this version")
+                            .label(path.span, "an address")
+                            .help("save the file beside the recipe and import it by its path"),
+                    );
+                    return;
+                }
+                let from = self.files[at].path.clone();
+                let imported = match self.world.import(&from, &path.text) {
+                    Ok(imported) => imported,
+                    Err(problem) => {
+                        self.push(
+                            Diagnostic::error(Code::E0401, format!("cannot import `{}`: {problem}", path.text))
+                                .label(path.span, "imported here"),
+                        );
+                        return;
+                    }
+                };
+                if self.importing.contains(&imported.name) || from == imported.name {
+                    self.push(
+                        Diagnostic::error(Code::E0402, format!("`{}` imports itself", imported.name))
+                            .label(path.span, "this closes the circle")
+                            .help("move what both need into a third file"),
+                    );
+                    return;
+                }
+                let known = self.files.iter().position(|file| !file.is_library && file.path == imported.name);
+                let file = match known {
+                    Some(file) => file,
+                    None => {
+                        let id = self.sources.add(imported.name.clone(), imported.text.clone());
+                        let (ast, diagnostics) = parse(id, &imported.text);
+                        self.diagnostics.extend(diagnostics);
+                        self.importing.push(from);
+                        let file = self.load_file(id, imported.name, ast, false);
+                        self.importing.pop();
+                        file
+                    }
+                };
+                self.import_names(at, file, used.names.as_deref(), span);
+            }
+        }
+    }
+
+    /// `std.nn.linear` is a file; `std.models.Gpt` is an item of a file in the folder `models`.
+    fn use_path(&mut self, at: usize, used: &ast::Use, steps: &[ast::Name], span: Span) {
+        let Some((first, rest)) = steps.split_first() else { return };
+        if first.text != "std" {
+            self.push(
+                Diagnostic::error(Code::E0401, format!("there is no library `{}`", first.text))
+                    .label(first.span, "only `std` is known")
+                    .help("import a file by its path, `use \"blocks.mdl\"`"),
+            );
+            return;
+        }
+        let path: Vec<&str> = rest.iter().map(|step| step.text.as_str()).collect();
+        let path = path.join("/");
+        if let Some(file) = self.library_file(&path) {
+            self.import_names(at, file, used.names.as_deref(), span);
+            return;
+        }
+        let (folder, item) = path.rsplit_once('/').unwrap_or(("", &path));
+        let inside: Vec<&str> = LIBRARY
+            .iter()
+            .map(|(known, _)| *known)
+            .filter(|known| *known == folder || known.rsplit_once('/').map_or("", |(folder, _)| folder) == folder)
+            .collect();
+        let mut names = Vec::new();
+        for path in inside {
+            let Some(file) = self.library_file(path) else { continue };
+            if self.files[file].items.contains_key(item) {
+                self.files[at].imports.insert(item.to_string(), (file, item.to_string()));
+                return;
+            }
+            names.extend(self.files[file].items.keys().cloned());
+        }
+        let said = steps.iter().map(|step| step.text.as_str()).collect::<Vec<_>>().join(".");
+        let diagnostic = Diagnostic::error(Code::E0401, format!("the library has no `{said}`")).label(span, "imported here");
+        let near = nearest(item, names.iter().map(String::as_str));
+        self.push(match near {
+            Some(near) => diagnostic.help(format!("did you mean `{near}`?")),
+            None => diagnostic,
+        });
+    }
+
+    /// The loaded file of a path of the library.
+    fn library_file(&mut self, path: &str) -> Option<usize> {
+        let (path, text) = LIBRARY.iter().find(|(known, _)| *known == path)?;
+        let name = format!("std/{path}.mdl");
+        if let Some(known) = self.files.iter().position(|file| file.is_library && file.path == name) {
+            return Some(known);
+        }
+        let id = self.sources.add(name.clone(), *text);
+        let (ast, diagnostics) = parse(id, text);
+        self.diagnostics.extend(diagnostics);
+        Some(self.load_file(id, name, ast, true))
+    }
+
+    fn import_names(&mut self, at: usize, file: usize, names: Option<&[ast::Name]>, span: Span) {
+        let all: Vec<String> = self.files[file].items.keys().cloned().collect();
+        let Some(names) = names else {
+            for name in all {
+                self.files[at].imports.insert(name.clone(), (file, name));
+            }
+            return;
+        };
+        for name in names {
+            if all.contains(&name.text) {
+                self.files[at].imports.insert(name.text.clone(), (file, name.text.clone()));
+                continue;
+            }
+            let diagnostic = Diagnostic::error(Code::E0401, format!("`{}` defines no `{}`", self.files[file].path, name.text))
+                .label(name.span, "not there")
+                .label(span, "imported here");
+            self.push(match nearest(&name.text, all.iter().map(String::as_str)) {
+                Some(near) => diagnostic.help(format!("did you mean `{near}`?")),
+                None => diagnostic,
+            });
+        }
+    }
+
+    /// Loads the library's prelude; its imports are what every file sees.
+    pub(super) fn load_prelude(&mut self) {
+        let prelude = self.library_file("prelude");
+        self.prelude = prelude;
+    }
+
+    /// The item that a name means in a file, and the file that it is of.
+    pub(super) fn find_item(&self, file: usize, name: &str) -> Option<(usize, String)> {
+        let known = &self.files[file];
+        if known.items.contains_key(name) || self.defined.contains_key(&(file, name.to_string())) {
+            return Some((file, name.to_string()));
+        }
+        if let Some(imported) = known.imports.get(name) {
+            return Some(imported.clone());
+        }
+        self.prelude.and_then(|prelude| self.files[prelude].imports.get(name).cloned())
+    }
+
+    /// Every name of items that a file sees.
+    pub(super) fn item_names(&self, file: usize) -> Vec<String> {
+        let mut names: Vec<String> = self.files[file].items.keys().chain(self.files[file].imports.keys()).cloned().collect();
+        if let Some(prelude) = self.prelude {
+            names.extend(self.files[prelude].imports.keys().cloned());
+        }
+        names
+    }
+
+    /// The scope of a file's outer level.
+    pub fn file_env(&self, file: usize) -> Env {
+        self.files[file].env.clone()
+    }
+
+    /// The syntax tree of a loaded file.
+    pub fn file_ast(&self, file: usize) -> Rc<ast::File> {
+        self.files[file].ast.clone()
+    }
+
+    /// Gives a name of a file a value: for what stages make. Wins over an item of the same name.
+    pub fn define(&mut self, file: usize, name: &str, value: Value) {
+        self.defined.insert((file, name.to_string()), value);
+    }
+
+    /// Replaces the default of an `arg`.
+    pub fn set_arg(&mut self, file: usize, name: &str, value: Expr) {
+        self.arg_values.insert((file, name.to_string()), Rc::new(value));
+    }
+}
+
+fn methods(members: &[Member]) -> Vec<Rc<ast::FnDef>> {
+    members
+        .iter()
+        .filter_map(|member| match &member.kind {
+            MemberKind::Fn(def) => Some(Rc::new(def.clone())),
+            _ => None,
+        })
+        .collect()
+}
+
+impl Frame {
+    pub(super) fn new(file: usize, label: String, mentions: Rc<BTreeSet<String>>) -> Frame {
+        Frame {
+            file,
+            label,
+            axes: Default::default(),
+            packs: Default::default(),
+            rest: Default::default(),
+            open: Default::default(),
+            mentions,
+            this: Default::default(),
+            dead: Default::default(),
+            training: false,
+            is_file: false,
+        }
+    }
+
+    pub(super) fn set_axis(&self, name: &Name, size: u64) {
+        self.axes.borrow_mut().insert(name.clone(), size);
+    }
+}
