@@ -82,7 +82,11 @@ pub const PASSES: &[Pass] = &[
         doc: "products summed over the passes of a loop become one product after it",
         run: |graph, _| Ok(hoist::hoist(graph)),
     },
-    Pass { name: "accumulate", doc: "cuts the batch into pieces and adds up what they give", run: accumulate::accumulate },
+    Pass {
+        name: "accumulate",
+        doc: "cuts the batch into pieces and adds up what they give",
+        run: accumulate::accumulate,
+    },
     Pass { name: "precision", doc: "gives every value the dtype it is stored in", run: precision::precision },
     Pass { name: "recompute", doc: "saves less for the backward loops, within the budget", run: recompute::run },
     Pass {

@@ -95,7 +95,10 @@ fn saves_rounded(inner: Loop, dtype: DType) -> (Loop, Vec<u32>) {
     let mut rounded = Vec::new();
     for (k, output) in outputs.iter_mut().enumerate() {
         let ty = body.ty(output.node).clone();
-        if is_saved(output.name.as_str(), &ty) && output.role == Role::Value && ty.count() * SMALL > largest.unwrap_or(0) {
+        if is_saved(output.name.as_str(), &ty)
+            && output.role == Role::Value
+            && ty.count() * SMALL > largest.unwrap_or(0)
+        {
             output.node = cast_beside(&mut body, output.node, dtype);
             rounded.push(k as u32);
         }

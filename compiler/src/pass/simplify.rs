@@ -86,7 +86,7 @@ pub(super) fn make(graph: &mut Graph, op: Op, args: &[NodeId]) -> NodeId {
 }
 
 /// The number that a node holds everywhere, if it is a constant, spread along axes or not.
-pub(super) fn constant_of(graph: &Graph, id: NodeId) -> Option<Scalar> {
+pub(crate) fn constant_of(graph: &Graph, id: NodeId) -> Option<Scalar> {
     match graph.op(id) {
         Op::Const(value, _) => Some(*value),
         Op::Expand(_) | Op::Rename(_) => constant_of(graph, graph.args(id)[0]),
