@@ -80,8 +80,7 @@ pub(crate) fn emit<'f>(
     let scratch = *params.last().unwrap_or_else(|| bug!("a kernel function without parameters"));
     let n_exits = scope.body.iter().filter(|stmt| matches!(stmt, Stmt::Exit { .. })).count();
     let n_bufs = scope.kernel.bufs.len() + if matches!(drive, Drive::Chunks { .. }) { n_exits } else { 0 };
-    let bufs =
-        (0..n_bufs).map(|at| builder.ins().load(I64, memory(), params[0], at as i32 * 8)).collect();
+    let bufs = (0..n_bufs).map(|at| builder.ins().load(I64, memory(), params[0], at as i32 * 8)).collect();
     let at = scope.dims[..scope.dims.len() - 1].iter().map(|_| builder.declare_var(I64)).collect();
     let zero = builder.ins().iconst(I64, 0);
     let rows = vec![None; scope.vals.len()];

@@ -299,7 +299,9 @@ impl Contraction {
                         if in_place {
                             let first = a_k[0];
                             let mut heads = [std::ptr::null::<f32>(); PANEL_ROWS];
-                            for (head, offset) in heads.iter_mut().zip(&self.a.rows[rows.start + row..rows.start + row + height]) {
+                            for (head, offset) in
+                                heads.iter_mut().zip(&self.a.rows[rows.start + row..rows.start + row + height])
+                            {
                                 *head = a.cast::<f32>().offset((offset + first) as isize);
                             }
                             (self.micro.in_place(height, half))(depth, &heads, b_panel, to, self.width, k0 > 0);
@@ -348,7 +350,17 @@ impl Contraction {
                     unsafe {
                         let product = scratch.add((column - columns.start) * number);
                         let (lo, hi) = (row0 + rows.start as u64, row0 + rows.end as u64);
-                        body(bufs.as_ptr(), lo, hi, outer as u64, from as u64, to as u64, product, self.width as u64, own);
+                        body(
+                            bufs.as_ptr(),
+                            lo,
+                            hi,
+                            outer as u64,
+                            from as u64,
+                            to as u64,
+                            product,
+                            self.width as u64,
+                            own,
+                        );
                     }
                     column += to - from;
                 }

@@ -153,7 +153,8 @@ impl Memory<'_> {
                     let ty = vals[val.0 as usize];
                     let from = args.first().map_or(ty.dtype, |arg| vals[arg.0 as usize].dtype);
                     let out = (0..positions(ty.rank) as usize).map(|j| {
-                        let args: Vec<Scalar> = args.iter().map(|arg| pick(&env[arg.0 as usize], vals[arg.0 as usize], j)).collect();
+                        let args: Vec<Scalar> =
+                            args.iter().map(|arg| pick(&env[arg.0 as usize], vals[arg.0 as usize], j)).collect();
                         map(*op, from, ty.dtype, &args)
                     });
                     env[val.0 as usize] = out.collect();
@@ -335,9 +336,15 @@ fn fold(kind: FoldKind, dtype: DType, values: &[Scalar]) -> Scalar {
         Scalar::Float(value) => *value as i64,
     };
     match (kind, dtype.is_float()) {
-        (FoldKind::Sum, true) => round(dtype, Scalar::Float(values.iter().fold(0.0, |sum, value| sum + value.as_f64()))),
-        (FoldKind::Sum, false) => round(dtype, Scalar::Int(values.iter().fold(0i64, |sum, value| sum.wrapping_add(int(value))))),
-        (FoldKind::Max, true) => Scalar::Float(values.iter().fold(f64::NEG_INFINITY, |max, value| max_nan(max, value.as_f64()))),
+        (FoldKind::Sum, true) => {
+            round(dtype, Scalar::Float(values.iter().fold(0.0, |sum, value| sum + value.as_f64())))
+        }
+        (FoldKind::Sum, false) => {
+            round(dtype, Scalar::Int(values.iter().fold(0i64, |sum, value| sum.wrapping_add(int(value)))))
+        }
+        (FoldKind::Max, true) => {
+            Scalar::Float(values.iter().fold(f64::NEG_INFINITY, |max, value| max_nan(max, value.as_f64())))
+        }
         (FoldKind::Max, false) => {
             let least = if dtype == DType::I64 { i64::MIN } else { i64::from(i32::MIN) };
             Scalar::Int(values.iter().fold(least, |max, value| max.max(int(value))))

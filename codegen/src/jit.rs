@@ -62,7 +62,12 @@ impl Jit {
     pub(crate) fn new(isa: Isa) -> Result<Jit, CompileError> {
         let mut flags = settings::builder();
         let checks = if cfg!(debug_assertions) { "true" } else { "false" };
-        let wanted = [("opt_level", "speed"), ("is_pic", "false"), ("enable_verifier", checks), ("use_colocated_libcalls", "false")];
+        let wanted = [
+            ("opt_level", "speed"),
+            ("is_pic", "false"),
+            ("enable_verifier", checks),
+            ("use_colocated_libcalls", "false"),
+        ];
         for (name, value) in wanted {
             flags.set(name, value).map_err(|what| error("a setting", what))?;
         }

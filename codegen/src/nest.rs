@@ -200,7 +200,9 @@ pub(crate) fn strip_bytes(dtype: DType) -> u64 {
 /// What computes a map on strips.
 pub(crate) enum Spelling {
     /// Inlined, in four lanes where all its numbers have 32 bits, or one by one.
-    Inline { vector: bool },
+    Inline {
+        vector: bool,
+    },
     Call,
 }
 
@@ -237,7 +239,9 @@ impl Scope<'_> {
         let vector = narrow(val) && args.iter().all(|arg| narrow(*arg));
         let float = args.first().is_none_or(|arg| dtype(*arg).is_float());
         match op {
-            ScalarOp::Exp | ScalarOp::Log | ScalarOp::Tanh | ScalarOp::Erf | ScalarOp::Sin | ScalarOp::Cos => Spelling::Call,
+            ScalarOp::Exp | ScalarOp::Log | ScalarOp::Tanh | ScalarOp::Erf | ScalarOp::Sin | ScalarOp::Cos => {
+                Spelling::Call
+            }
             ScalarOp::Pow | ScalarOp::Uniform { .. } => Spelling::Call,
             ScalarOp::Round(DType::BF16 | DType::F16) => Spelling::Call,
             ScalarOp::Div | ScalarOp::Rem if !float => Spelling::Inline { vector: false },
@@ -252,9 +256,7 @@ impl Scope<'_> {
                 !self.is_strip(*val)
             }
             Stmt::Fold { .. } => false,
-            Stmt::Store { val, access, .. } => {
-                !self.is_strip(*val) && !access.depends_on(self.strip())
-            }
+            Stmt::Store { val, access, .. } => !self.is_strip(*val) && !access.depends_on(self.strip()),
             Stmt::Exit { val, .. } => !self.is_strip(*val),
         }
     }
@@ -321,7 +323,8 @@ impl Plan {
                 }
             }
         }
-        let n_phases = phase_of.iter().max().map_or(1, |most| most + 1).max(ready.iter().max().map_or(1, |most| most + 1));
+        let n_phases =
+            phase_of.iter().max().map_or(1, |most| most + 1).max(ready.iter().max().map_or(1, |most| most + 1));
         let mut phases = vec![Phase::default(); n_phases];
         let mut homes = vec![Home::Register; n_vals];
         if scope.product {
@@ -366,8 +369,12 @@ impl Plan {
             *slot = end;
             end += tile * 8;
         }
-        let items: Vec<(usize, &Item)> =
-            self.phases.iter().enumerate().flat_map(|(at, phase)| phase.items.iter().map(move |item| (at, item))).collect();
+        let items: Vec<(usize, &Item)> = self
+            .phases
+            .iter()
+            .enumerate()
+            .flat_map(|(at, phase)| phase.items.iter().map(move |item| (at, item)))
+            .collect();
         let n_vals = scope.vals.len();
         let mut made = vec![None; n_vals];
         let mut last = vec![0usize; n_vals];
@@ -493,7 +500,8 @@ fn order(
             }
         }
         take(&mut waiting, |at| {
-            let ready = inline(scope, at).is_none() && !matches!(scope.body[at], Stmt::Load { .. }) && is_ready(at, &done);
+            let ready =
+                inline(scope, at).is_none() && !matches!(scope.body[at], Stmt::Load { .. }) && is_ready(at, &done);
             if ready {
                 let store = matches!(scope.body[at], Stmt::Store { .. });
                 result.items.push(if store { Item::Store(at) } else { Item::Call(at) });

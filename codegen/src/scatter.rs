@@ -43,11 +43,16 @@ pub(crate) unsafe fn run(scatter: &Scatter, dtype: DType, index_dtype: DType, bu
     let index = bufs.base(scatter.index.buf.0 as usize);
     let (n_points, n_inner) = (count(&scatter.points), count(&scatter.inner));
     let run = &scatter.inner;
-    let contiguous = dtype == DType::F32 && run.iter().rev().scan(1i64, |stride, dim| {
-        let fits = dim.rows == *stride && dim.out == *stride;
-        *stride *= dim.extent as i64;
-        Some(fits)
-    }).all(|fits| fits);
+    let contiguous = dtype == DType::F32
+        && run
+            .iter()
+            .rev()
+            .scan(1i64, |stride, dim| {
+                let fits = dim.rows == *stride && dim.out == *stride;
+                *stride *= dim.extent as i64;
+                Some(fits)
+            })
+            .all(|fits| fits);
     for task in lo..hi {
         let (keep_rows, keep_index, keep_out) = offsets(&scatter.keep, task / ranges);
         let range = task % ranges;
@@ -73,7 +78,8 @@ pub(crate) unsafe fn run(scatter: &Scatter, dtype: DType, index_dtype: DType, bu
             if contiguous {
                 // SAFETY: both runs of `n_inner` numbers were checked by `verify`; rows and out do not overlap.
                 unsafe {
-                    let to = std::slice::from_raw_parts_mut(out.cast::<f32>().offset(target(at) as isize), n_inner as usize);
+                    let to =
+                        std::slice::from_raw_parts_mut(out.cast::<f32>().offset(target(at) as isize), n_inner as usize);
                     let from = std::slice::from_raw_parts(rows.cast::<f32>().offset(from as isize), n_inner as usize);
                     if scatter.put {
                         to.copy_from_slice(from);

@@ -268,7 +268,18 @@ mod tests {
 
     #[test]
     fn every_variant_gives_the_same_bits() {
-        let two_sided = ["exp_f32", "log_f32", "tanh_f32", "erf_f32", "sin_f32", "cos_f32", "round_bf16", "round_f16", "sum_f32", "max_f32"];
+        let two_sided = [
+            "exp_f32",
+            "log_f32",
+            "tanh_f32",
+            "erf_f32",
+            "sin_f32",
+            "cos_f32",
+            "round_bf16",
+            "round_f16",
+            "sum_f32",
+            "max_f32",
+        ];
         for n in [0, 1, 2, 3, 15, 16, 17, 31, 64, 1000, 1023] {
             let x = noise(n);
             for name in two_sided {

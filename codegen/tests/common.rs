@@ -171,7 +171,10 @@ pub(crate) fn compare(kernel: &Kernel, memory: &[Block], close: &dyn Fn(f64, f64
                 let (got, want) = (numbers(&got[at], buf.dtype), numbers(&want[at], buf.dtype));
                 for (i, (got, want)) in got.iter().zip(&want).enumerate() {
                     let same = got == want || (got.is_nan() && want.is_nan());
-                    assert!(same || close(*got, *want), "{isa}, {n_threads} threads: b{at}[{i}] is {got}, not {want}\n{kernel}");
+                    assert!(
+                        same || close(*got, *want),
+                        "{isa}, {n_threads} threads: b{at}[{i}] is {got}, not {want}\n{kernel}"
+                    );
                 }
             }
             let bits: Vec<Vec<u8>> = got.iter().map(|block| block.bytes().to_vec()).collect();

@@ -4,7 +4,8 @@ mod common;
 
 use common::{Noise, compare, fill};
 use mdl_compiler::kernel::{
-    Access, Buf, BufId, Dim, FoldKind, Index, Kernel, Nest, Position, Rank, Role, ScalarOp, Stmt, Term, Val, ValId, Work,
+    Access, Buf, BufId, Dim, FoldKind, Index, Kernel, Nest, Position, Rank, Role, ScalarOp, Stmt, Term, Val, ValId,
+    Work,
 };
 use mdl_graph::{DType, Scalar};
 
@@ -99,8 +100,10 @@ impl Maker {
     }
 
     fn some(&mut self, dtype: DType) -> ValId {
-        let fitting: Vec<ValId> =
-            (0..self.nest.vals.len() as u32).map(ValId).filter(|val| self.nest.vals[val.0 as usize].dtype == dtype).collect();
+        let fitting: Vec<ValId> = (0..self.nest.vals.len() as u32)
+            .map(ValId)
+            .filter(|val| self.nest.vals[val.0 as usize].dtype == dtype)
+            .collect();
         if fitting.is_empty() || self.noise.chance(4) {
             let from = match dtype {
                 DType::F32 => self.noise.pick(&[DType::F32, DType::F32, DType::BF16, DType::F16]),

@@ -98,7 +98,13 @@ impl Emitter<'_, '_> {
     }
 
     /// The address with the strip at `j` (its position in the tile is `local`), and the condition under which it exists.
-    fn full_address(&mut self, buf: usize, access: &Access, j: Option<Value>, local: Option<Value>) -> (Value, Option<Value>) {
+    fn full_address(
+        &mut self,
+        buf: usize,
+        access: &Access,
+        j: Option<Value>,
+        local: Option<Value>,
+    ) -> (Value, Option<Value>) {
         let bytes = self.scope.kernel.bufs[buf].dtype.size_bytes() as i64;
         let mut offset = self.int(access.base * bytes);
         let mut exists: Option<Value> = None;
@@ -156,7 +162,10 @@ impl Emitter<'_, '_> {
             let (least, end) = if coef > 0 {
                 (self.steps(start, from, size, false), self.steps(start, to, size, false))
             } else {
-                (self.steps(start, to.saturating_sub(1), size, true), self.steps(start, from.saturating_sub(1), size, true))
+                (
+                    self.steps(start, to.saturating_sub(1), size, true),
+                    self.steps(start, from.saturating_sub(1), size, true),
+                )
             };
             let above = self.b.ins().icmp(IntCC::SignedGreaterThan, least, lo);
             lo = self.b.ins().select(above, least, lo);

@@ -34,7 +34,9 @@ impl Emitter<'_, '_> {
     pub(crate) fn row(&mut self, stmt: usize) {
         let scope = self.scope;
         match &scope.body[stmt] {
-            Stmt::Load { val, buf, access } => self.rows[val.0 as usize] = Some(self.load_row(*val, buf.0 as usize, access)),
+            Stmt::Load { val, buf, access } => {
+                self.rows[val.0 as usize] = Some(self.load_row(*val, buf.0 as usize, access))
+            }
             Stmt::Const { val, value } => {
                 let dtype = scope.vals[val.0 as usize].dtype;
                 self.rows[val.0 as usize] = Some(self.constant(dtype, *value));
@@ -193,7 +195,9 @@ impl Emitter<'_, '_> {
             ScalarOp::Round(DType::F16) => "round_f16",
             ScalarOp::Uniform { place } => {
                 let place = self.b.ins().iconst(I32, i64::from(place));
-                let [seed, step, lane, counters] = operands[..] else { bug!("a draw has {} arguments", operands.len()) };
+                let [seed, step, lane, counters] = operands[..] else {
+                    bug!("a draw has {} arguments", operands.len())
+                };
                 self.call("uniform_f32", &[to, seed, step, lane, place, counters, count]);
                 return;
             }
@@ -290,7 +294,8 @@ impl Emitter<'_, '_> {
 
     fn inlined_stmt(&mut self, stmt: usize, pass: &mut Pass, j: Value, target: Option<Value>) {
         let scope = self.scope;
-        let get = |pass: &Pass, val: ValId| pass.known[val.0 as usize].unwrap_or_else(|| bug!("{val} is not in this loop"));
+        let get =
+            |pass: &Pass, val: ValId| pass.known[val.0 as usize].unwrap_or_else(|| bug!("{val} is not in this loop"));
         let (made, dtype) = match &scope.body[stmt] {
             Stmt::Map { val, op, args } => {
                 let values: Vec<Value> = args.iter().map(|arg| get(pass, *arg)).collect();

@@ -226,10 +226,28 @@ macro_rules! x86_vector {
 }
 
 x86_vector!(
-    avx2, Eight, __m256, 8, "avx2,fma", _mm256_setzero_ps, _mm256_loadu_ps, _mm256_set1_ps, _mm256_fmadd_ps, _mm256_add_ps,
+    avx2,
+    Eight,
+    __m256,
+    8,
+    "avx2,fma",
+    _mm256_setzero_ps,
+    _mm256_loadu_ps,
+    _mm256_set1_ps,
+    _mm256_fmadd_ps,
+    _mm256_add_ps,
     _mm256_storeu_ps
 );
 x86_vector!(
-    avx512, Sixteen, __m512, 16, "avx512f", _mm512_setzero_ps, _mm512_loadu_ps, _mm512_set1_ps, _mm512_fmadd_ps,
-    _mm512_add_ps, _mm512_storeu_ps
+    avx512,
+    Sixteen,
+    __m512,
+    16,
+    "avx512f",
+    _mm512_setzero_ps,
+    _mm512_loadu_ps,
+    _mm512_set1_ps,
+    _mm512_fmadd_ps,
+    _mm512_add_ps,
+    _mm512_storeu_ps
 );

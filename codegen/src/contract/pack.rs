@@ -26,9 +26,15 @@ pub(super) unsafe fn panels<T: Copy>(
                 ((true, _), 32) if whole => rows_adjacent::<T, 32>(to, from.offset(panel[0] as isize), k, widen),
                 ((true, _), 16) if whole => rows_adjacent::<T, 16>(to, from.offset(panel[0] as isize), k, widen),
                 ((true, _), 8) if whole => rows_adjacent::<T, 8>(to, from.offset(panel[0] as isize), k, widen),
-                ((false, true), 32) if whole => k_adjacent::<T, 32>(to, from.offset(k[0] as isize), panel, k.len(), widen),
-                ((false, true), 16) if whole => k_adjacent::<T, 16>(to, from.offset(k[0] as isize), panel, k.len(), widen),
-                ((false, true), 8) if whole => k_adjacent::<T, 8>(to, from.offset(k[0] as isize), panel, k.len(), widen),
+                ((false, true), 32) if whole => {
+                    k_adjacent::<T, 32>(to, from.offset(k[0] as isize), panel, k.len(), widen)
+                }
+                ((false, true), 16) if whole => {
+                    k_adjacent::<T, 16>(to, from.offset(k[0] as isize), panel, k.len(), widen)
+                }
+                ((false, true), 8) if whole => {
+                    k_adjacent::<T, 8>(to, from.offset(k[0] as isize), panel, k.len(), widen)
+                }
                 _ => any(to, width, from, panel, k, widen),
             }
         }

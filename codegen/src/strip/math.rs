@@ -62,8 +62,15 @@ pub(crate) fn log(x: f32) -> f32 {
     let tail = horner(
         f,
         [
-            0.333_333_1, -0.250_000_01, 0.200_022_46, -0.166_685_13, 0.142_177_63, -0.123_964_45, 0.118_909_89,
-            -0.117_266_03, 6.800_912e-2,
+            0.333_333_1,
+            -0.250_000_01,
+            0.200_022_46,
+            -0.166_685_13,
+            0.142_177_63,
+            -0.123_964_45,
+            0.118_909_89,
+            -0.117_266_03,
+            6.800_912e-2,
         ],
     );
     let square = f * f;
@@ -91,17 +98,21 @@ pub(crate) fn erf(x: f32) -> f32 {
     let size = x.abs();
     let z = x * x;
     // erf x / x in x²; error of the fit 1e-9 for |x| <= 1.
-    let ratio = horner(
-        z,
-        [1.128_379_2, -0.376_126_27, 0.112_835_97, -2.685_433e-2, 5.189_312e-3, -8.018_855e-4, 7.882_497e-5],
-    );
+    let ratio =
+        horner(z, [1.128_379_2, -0.376_126_27, 0.112_835_97, -2.685_433e-2, 5.189_312e-3, -8.018_855e-4, 7.882_497e-5]);
     let small = x * ratio;
     let clamped = if size > 4.0 { 4.0 } else { size };
     // ln(1 - erf x); error of the fit 3e-11 of the result for 1 <= x <= 4, beyond which erf rounds to 1.
     let log_rest = horner(
         clamped,
         [
-            1.914_785e-4, -1.129_593_9, -0.633_190_56, -0.108_448_85, 2.522_662_8e-2, -4.211_114_3e-3, 4.426_076_8e-4,
+            1.914_785e-4,
+            -1.129_593_9,
+            -0.633_190_56,
+            -0.108_448_85,
+            2.522_662_8e-2,
+            -4.211_114_3e-3,
+            4.426_076_8e-4,
             -2.179_032_1e-5,
         ],
     );
@@ -171,7 +182,11 @@ mod tests {
         }
         if !rounded.is_finite() || !got.is_finite() {
             // At the edge of overflow the neighbour is one unit away.
-            return if rounded.is_infinite() && f64::from(got) == f64::from(f32::MAX).copysign(want) { 1.0 } else { f64::MAX };
+            return if rounded.is_infinite() && f64::from(got) == f64::from(f32::MAX).copysign(want) {
+                1.0
+            } else {
+                f64::MAX
+            };
         }
         let exponent = (rounded.abs().to_bits() >> 23).max(1) as i32 - 127 - 23;
         (f64::from(got) - want).abs() / 2f64.powi(exponent)
@@ -224,7 +239,12 @@ mod tests {
     #[test]
     fn erf_f64_has_known_values() {
         // Abramowitz and Stegun, table 7.1.
-        for (x, want) in [(0.5, 0.520_499_877_813_046_5), (1.0, 0.842_700_792_949_714_9), (2.0, 0.995_322_265_018_952_7), (4.0, 0.999_999_984_582_742_1)] {
+        for (x, want) in [
+            (0.5, 0.520_499_877_813_046_5),
+            (1.0, 0.842_700_792_949_714_9),
+            (2.0, 0.995_322_265_018_952_7),
+            (4.0, 0.999_999_984_582_742_1),
+        ] {
             assert!((erf_f64(x) - want).abs() < 1e-15, "{x}");
             assert_eq!(erf_f64(-x), -erf_f64(x));
         }

@@ -254,7 +254,7 @@ impl Body<'_> {
     /// The access stays in its buffer; whether it depends on the strip.
     fn access(&self, buf: BufId, access: &Access, load: bool) -> Result<bool, String> {
         let (mut lo, mut hi) = (i128::from(access.base), i128::from(access.base));
-        let mut moves = false;
+        let (mut moves, mut touches) = (false, !self.dims[..self.dims.len() - 1].contains(&0));
         for term in &access.terms {
             let (mut from, mut to) = match &term.index {
                 Position::Index(index) => {
@@ -275,17 +275,15 @@ impl Body<'_> {
                 from = from.max(i128::from(lo));
                 to = to.min(i128::from(hi) - 1);
             }
-            if from > to || self.dims.contains(&0) {
-                // Nothing is ever touched.
-                return Ok(moves);
-            }
+            // A guard that never holds: nothing is ever touched.
+            touches &= from <= to;
             let ends = [from * i128::from(term.coef), to * i128::from(term.coef)];
             lo += ends[0].min(ends[1]);
             hi += ends[0].max(ends[1]);
         }
         let len = self.kernel.buf(buf)?.len;
-        let empty_grid = self.dims[..self.dims.len() - 1].contains(&0);
-        ensure!(empty_grid || (lo >= 0 && hi < i128::from(len)), "positions {lo}..={hi} of {buf} leave its {len}");
+        touches &= !(moves && self.dims.last() == Some(&0));
+        ensure!(!touches || (lo >= 0 && hi < i128::from(len)), "positions {lo}..={hi} of {buf} leave its {len}");
         Ok(moves)
     }
 
