@@ -41,9 +41,21 @@ fn statements(vals: &[Val], body: &[Stmt], rows: u64, strip: u64) -> u64 {
     let rank = |val: &ValId| vals.get(val.0 as usize).map_or(Rank::Row, |val| val.rank);
     body.iter()
         .map(|stmt| match stmt {
-            Stmt::Map { val, .. } => if rank(val) == Rank::Strip { points } else { rows },
+            Stmt::Map { val, .. } => {
+                if rank(val) == Rank::Strip {
+                    points
+                } else {
+                    rows
+                }
+            }
             Stmt::Fold { .. } => points,
-            Stmt::Exit { val, .. } => if rank(val) == Rank::Strip { points } else { rows },
+            Stmt::Exit { val, .. } => {
+                if rank(val) == Rank::Strip {
+                    points
+                } else {
+                    rows
+                }
+            }
             Stmt::Load { .. } | Stmt::Const { .. } | Stmt::Index { .. } | Stmt::Store { .. } => 0,
         })
         .fold(0u64, u64::saturating_add)

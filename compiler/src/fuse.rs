@@ -15,7 +15,7 @@ use mdl_graph::{Name, NodeId, Op};
 
 use crate::schedule::layout::Ranks;
 
-pub(crate) use body::{Body, Kind, sides};
+pub(crate) use body::{Body, Kind};
 
 /// What makes a group.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -138,7 +138,11 @@ impl Fusion {
 }
 
 /// The bytes that one kernel for these nodes moves: distinct values that it reads from outside, and values that others need.
-pub(crate) fn bytes_moved(body: &Body<'_>, members: &BTreeMap<NodeId, Vec<(Name, usize)>>, is_stored: &dyn Fn(NodeId) -> bool) -> u64 {
+pub(crate) fn bytes_moved(
+    body: &Body<'_>,
+    members: &BTreeMap<NodeId, Vec<(Name, usize)>>,
+    is_stored: &dyn Fn(NodeId) -> bool,
+) -> u64 {
     let mut read: BTreeMap<NodeId, u64> = BTreeMap::new();
     let mut written = 0;
     for id in members.keys() {

@@ -59,8 +59,11 @@ pub(crate) struct Lowering<'a, 'g> {
 }
 
 impl Lowering<'_, '_> {
-    /// The kernel of a group; `None` for a loop, which is none.
+    /// The kernel of a group; `None` for a loop, which is none, and where nothing is to be made.
     pub(crate) fn group(&self, group: &Group) -> Outcome<Option<Lowered>> {
+        if self.fusion.stores(group).iter().all(|id| self.body.graph.ty(*id).count() == 0) {
+            return Ok(None);
+        }
         let lowered = match group.shape {
             Shape::Nest => nest::lower(self, group)?,
             Shape::Contract(root) => contract::lower(self, group, root)?,

@@ -239,6 +239,9 @@ fn chosen(order: &[Name], input: &mdl_graph::Input) -> Result<Vec<Axis>, Compile
     let axes: Option<Vec<Axis>> = order.iter().map(|name| input.ty.axes.get(name).cloned()).collect();
     match axes {
         Some(axes) if axes.len() == input.ty.axes.len() => Ok(axes),
-        _ => Err(CompileError::new(None, format!("the order asked for `{}` is not one of its axes {}", input.name, input.ty))),
+        _ => Err(CompileError::new(
+            None,
+            format!("the order asked for `{}` is not one of its axes {}", input.name, input.ty),
+        )),
     }
 }

@@ -55,15 +55,23 @@ impl<'g> Body<'g> {
         for id in graph.ids().filter(|id| live[id.idx()]) {
             pure[id.idx()] = is_pure(graph, id, &pure);
             kinds[id.idx()] = match kind(graph, id) {
-                _ if forced.contains(&id) && !matches!(graph.op(id), Op::Input(_) | Op::Get(_)) => match kind(graph, id) {
-                    Kind::Free => Kind::Map,
-                    other => other,
-                },
+                _ if forced.contains(&id) && !matches!(graph.op(id), Op::Input(_) | Op::Get(_)) => {
+                    match kind(graph, id) {
+                        Kind::Free => Kind::Map,
+                        other => other,
+                    }
+                }
                 Kind::Map if pure[id.idx()] => Kind::Free,
                 other => other,
             };
         }
-        let mut body = Body { graph, kinds, reads: vec![Vec::new(); graph.nodes().len()], kept: BTreeSet::new(), apart: forced.clone() };
+        let mut body = Body {
+            graph,
+            kinds,
+            reads: vec![Vec::new(); graph.nodes().len()],
+            kept: BTreeSet::new(),
+            apart: forced.clone(),
+        };
         for id in graph.ids() {
             if body.is_computed(id) {
                 body.reads[id.idx()] = body.find_reads(id);
@@ -192,7 +200,8 @@ fn kind(graph: &Graph, id: NodeId) -> Kind {
         Op::Sum(_) | Op::MaxOver(_) => Kind::Reduce,
         Op::Contract(names) => {
             let (m, n) = sides(graph, id);
-            let is_product = names.is_empty() || !node.ty.dtype.is_float() || m == 1 || n == 1;
+            let is_empty = node.args.iter().any(|arg| graph.ty(*arg).count() == 0);
+            let is_product = names.is_empty() || !node.ty.dtype.is_float() || m == 1 || n == 1 || is_empty;
             if is_product && names.is_empty() {
                 Kind::Map
             } else if is_product {

@@ -65,8 +65,11 @@ impl State<'_, '_> {
             let (Some(first), Some(second)) = (&self.groups[a], &self.groups[b]) else { continue };
             let Some(joined) = join(self.body, first, second) else { continue };
             let apart = self.cost(&first.members) + self.cost(&second.members);
-            let Some(saved) = apart.checked_sub(self.cost(&joined.members)).filter(|saved| *saved > 0) else { continue };
-            let distance = first.members.keys().next().zip(second.members.keys().next()).map_or(0, |(x, y)| x.0.abs_diff(y.0));
+            let Some(saved) = apart.checked_sub(self.cost(&joined.members)).filter(|saved| *saved > 0) else {
+                continue;
+            };
+            let distance =
+                first.members.keys().next().zip(second.members.keys().next()).map_or(0, |(x, y)| x.0.abs_diff(y.0));
             found.push((saved, distance as usize, a, b, joined));
         }
         found.sort_by_key(|(saved, distance, a, b, _)| (std::cmp::Reverse(*saved), *distance, *a, *b));
@@ -176,6 +179,10 @@ fn join(body: &Body<'_>, a: &Group, b: &Group) -> Option<Group> {
     if a.members.keys().chain(b.members.keys()).any(|id| body.apart.contains(id)) {
         return None;
     }
+    // Reductions of nothing have a kernel of their own kind.
+    if a.dims.iter().chain(&b.dims).any(|(_, size)| *size == 0) {
+        return None;
+    }
     let map = match_dims(body, a, b)?;
     let mut joined = a.clone();
     let mut to: Vec<usize> = Vec::with_capacity(b.dims.len());
@@ -214,7 +221,10 @@ fn join(body: &Body<'_>, a: &Group, b: &Group) -> Option<Group> {
             return None;
         };
         let rest: BTreeSet<usize> = full.difference(narrow_dims).copied().collect();
-        let fits = wide.shape == Shape::Nest && narrow.shape == Shape::Nest && narrow.inner.is_none() && narrow.exits.is_empty();
+        let fits = wide.shape == Shape::Nest
+            && narrow.shape == Shape::Nest
+            && narrow.inner.is_none()
+            && narrow.exits.is_empty();
         if !fits || wide_inner.is_some_and(|inner| inner != rest) {
             return None;
         }

@@ -174,7 +174,8 @@ pub(super) fn contract(contract: &mut Contract) {
     contract.k = k;
 
     let classes = [contract.batch.len(), contract.m.len(), contract.n.len()];
-    let mut dims: Vec<ContractDim> = [&contract.batch, &contract.m, &contract.n].into_iter().flatten().copied().collect();
+    let mut dims: Vec<ContractDim> =
+        [&contract.batch, &contract.m, &contract.n].into_iter().flatten().copied().collect();
     let class = |dim: usize| usize::from(dim >= classes[0]) + usize::from(dim >= classes[0] + classes[1]);
     let mut alive = vec![true; dims.len()];
     let mut moves = Moves { body: &mut contract.body };
@@ -195,7 +196,8 @@ pub(super) fn contract(contract: &mut Contract) {
     let (batch, m, n) = (side(0), side(1), side(2));
     let widest = m.iter().copied().rev().max_by_key(|dim| dims[*dim].extent);
     let last = n.last().copied();
-    let loose = m.iter().copied().filter(|dim| Some(*dim) != widest).chain(n.iter().copied().filter(|dim| Some(*dim) != last));
+    let loose =
+        m.iter().copied().filter(|dim| Some(*dim) != widest).chain(n.iter().copied().filter(|dim| Some(*dim) != last));
     let batch: Vec<usize> = batch.into_iter().chain(loose).collect();
     let order: Vec<usize> = batch.iter().copied().chain(widest).chain(last).collect();
     let mut to = vec![Dim(0); dims.len().max(1)];

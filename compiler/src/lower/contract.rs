@@ -24,7 +24,8 @@ pub(super) fn lower(low: &Lowering<'_, '_>, group: &Group, root: NodeId) -> Outc
 
     // The strip should run along what lies contiguous in the result: the axes of the second operand are innermost.
     let order: Vec<Axis> = low.ranks.order(&node.ty.axes);
-    let innermost = order.iter().rev().find(|axis| axis.size != 1 && a_axes.contains(&axis.name) != b_axes.contains(&axis.name));
+    let innermost =
+        order.iter().rev().find(|axis| axis.size != 1 && a_axes.contains(&axis.name) != b_axes.contains(&axis.name));
     let is_swapped = innermost.is_some_and(|axis| a_axes.contains(&axis.name));
     if is_swapped {
         std::mem::swap(&mut a, &mut b);

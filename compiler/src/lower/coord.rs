@@ -18,9 +18,17 @@ pub(crate) struct Affine {
 pub(crate) enum Part {
     Dim(Dim),
     /// `floor(of / div) mod modulo`; no modulus when it is 0. Not a plain dimension.
-    Floor { of: Affine, div: u64, modulo: u64 },
+    Floor {
+        of: Affine,
+        div: u64,
+        modulo: u64,
+    },
     /// The index that a `Gather` reads, which counts from 0 to `size`; outside of it the gather gives 0.
-    Value { val: ValId, size: u64, gather: NodeId },
+    Value {
+        val: ValId,
+        size: u64,
+        gather: NodeId,
+    },
 }
 
 /// `base + Σ coef · part`, parts in order, no coefficient 0.
@@ -196,10 +204,7 @@ impl Coord {
                     Coord::of(Part::Floor { of: of.clone(), div: *div, modulo: modulo * outer })
                 };
                 let (part, coef) = (part.clone(), *coef);
-                self = self
-                    .plus(&Coord::of(part), -coef)
-                    .plus(&Coord::of(other), -other_coef)
-                    .plus(&joined, coef);
+                self = self.plus(&Coord::of(part), -coef).plus(&Coord::of(other), -other_coef).plus(&joined, coef);
                 continue 'again;
             }
             return self;
@@ -255,7 +260,12 @@ mod tests {
 
     #[test]
     fn every_form_equals_plain_arithmetic() {
-        let forms = [d(1), d(1).shift(-3), Coord::default().plus(&d(0), 7).plus(&d(1), 2), d(1).floor_div(3, &EXTENTS).unwrap()];
+        let forms = [
+            d(1),
+            d(1).shift(-3),
+            Coord::default().plus(&d(0), 7).plus(&d(1), 2),
+            d(1).floor_div(3, &EXTENTS).unwrap(),
+        ];
         for form in forms {
             for n in [2u64, 3, 4, 7] {
                 let results = [(form.floor_div(n, &EXTENTS), true), (form.modulo(n, &EXTENTS), false)];
@@ -264,7 +274,11 @@ mod tests {
                     for (i, j) in (0..6u64).flat_map(|i| (0..20u64).map(move |j| (i, j))) {
                         let at = |coord: &Coord| -> i64 {
                             coord.base
-                                + coord.parts.iter().map(|(part, coef)| coef * part.index().unwrap().at(&[i, j])).sum::<i64>()
+                                + coord
+                                    .parts
+                                    .iter()
+                                    .map(|(part, coef)| coef * part.index().unwrap().at(&[i, j]))
+                                    .sum::<i64>()
                         };
                         let (x, n) = (at(&form), n as i64);
                         let expected = if is_quotient { x.div_euclid(n) } else { x.rem_euclid(n) };

@@ -56,8 +56,11 @@ pub(super) fn lower(low: &Lowering<'_, '_>, root: NodeId) -> Outcome<Lowered> {
                 out: layout.stride(&axis.name).unwrap_or(0),
             };
             // Points come in the order of their names, which is the order in which the last one wins.
-            let points: Vec<ScatterDim> =
-                index_axes.iter().filter(|axis| !keep.contains(&axis.name)).map(|axis| ScatterDim { out: 0, ..dim(axis) }).collect();
+            let points: Vec<ScatterDim> = index_axes
+                .iter()
+                .filter(|axis| !keep.contains(&axis.name))
+                .map(|axis| ScatterDim { out: 0, ..dim(axis) })
+                .collect();
             let kept = index_axes.iter().filter(|axis| keep.contains(&axis.name)).map(dim).collect();
             let inner_order = low.ranks.order(&row_axes.minus(index_axes));
             Work::Scatter(Scatter {

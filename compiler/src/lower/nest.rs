@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use mdl_graph::{DType, NodeId, Op, bug};
+use mdl_graph::{DType, NodeId, Op, Scalar, bug};
 
 use super::coord::Coord;
 use super::writer::Writer;
@@ -21,6 +21,9 @@ struct Shape {
 }
 
 pub(super) fn lower(low: &Lowering<'_, '_>, group: &Group) -> Outcome<Lowered> {
+    if group.count(0..group.dims.len()) == 0 {
+        return of_nothing(low, group);
+    }
     let shape = shape(low, group);
     let (extents, coords) = dimensions(group, &shape);
     let mut writer = Writer::new(low, group, extents, coords);
@@ -74,6 +77,33 @@ pub(super) fn lower(low: &Lowering<'_, '_>, group: &Group) -> Outcome<Lowered> {
     }
     nest.chunks = nest.default_chunks();
     let kernel = Kernel { name: low.name(group), bufs: writer.bufs, work: Work::Nest(nest) };
+    Ok(Lowered { kernel, touches: writer.touches })
+}
+
+/// Reductions of nothing: every element of their results is the same constant. Such groups have one member.
+fn of_nothing(low: &Lowering<'_, '_>, group: &Group) -> Outcome<Lowered> {
+    let Some(id) = low.fusion.stores(group).first().copied() else { bug!("a group that makes nothing") };
+    let ty = low.body.graph.ty(id);
+    let value = match low.body.graph.op(id) {
+        Op::MaxOver(_) => Scalar::lowest(ty.dtype),
+        _ => Scalar::Int(0).cast(ty.dtype),
+    };
+    let order = low.ranks.order(&ty.axes);
+    let names = group.members[&id].clone();
+    let dims: Vec<usize> = order
+        .iter()
+        .filter_map(|axis| names.iter().find(|(name, _)| *name == axis.name).map(|(_, dim)| *dim))
+        .collect();
+    let shape = Shape { grid: dims, keep: 0, strip: Vec::new() };
+    let (extents, coords) = dimensions(group, &shape);
+    let mut writer = Writer::new(low, group, extents, coords);
+    let val = writer.constant(value, ty.dtype);
+    writer.store(id, val)?;
+    writer.extents.pop();
+    let mut nest = Nest::new(std::mem::take(&mut writer.extents), 1);
+    nest.vals = writer.vals;
+    nest.body = writer.body;
+    let kernel = Kernel { name: "fill".to_string(), bufs: writer.bufs, work: Work::Nest(nest) };
     Ok(Lowered { kernel, touches: writer.touches })
 }
 

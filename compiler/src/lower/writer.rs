@@ -7,9 +7,7 @@ use mdl_graph::{DType, Name, NodeId, Op, Scalar, bug};
 use super::coord::{Coord, Part};
 use super::{Failure, Lowering, Outcome, Touch};
 use crate::fuse::{Group, Kind};
-use crate::kernel::{
-    Access, Buf, BufId, Dim, FoldKind, Index, Position, Rank, Role, ScalarOp, Stmt, Term, Val, ValId,
-};
+use crate::kernel::{Access, Buf, BufId, Dim, FoldKind, Index, Position, Rank, Role, ScalarOp, Stmt, Term, Val, ValId};
 use crate::schedule::layout::Layout;
 
 /// An `Unwindow` of more taps than this is not written out tap by tap.
@@ -133,7 +131,7 @@ impl<'a, 'g> Writer<'a, 'g> {
         val
     }
 
-    fn constant(&mut self, value: Scalar, dtype: DType) -> ValId {
+    pub(super) fn constant(&mut self, value: Scalar, dtype: DType) -> ValId {
         let val = self.define(Rank::Row, dtype);
         let kept = self.val(val).dtype;
         self.body.push(Stmt::Const { val, value: value.cast(kept) });
@@ -264,7 +262,7 @@ impl<'a, 'g> Writer<'a, 'g> {
                 let at = self.arg(index, &point)?;
                 let axes = &graph.ty(table).axes;
                 let size = axes.size(axis).unwrap_or(0);
-                point.coords.retain(|(name, _)| axes.contains(name));
+                point.coords.retain(|(name, _)| axes.contains(name) && name != axis);
                 point.put(axis, Coord::of(Part::Value { val: at, size, gather: id }));
                 self.gathered(id, table, point)
             }
@@ -307,7 +305,9 @@ impl<'a, 'g> Writer<'a, 'g> {
                 let val = self.map(scalar, &args, dtype);
                 let rounds = match dtype {
                     DType::I8 | DType::U8 => !matches!(op, Op::Max | Op::Select),
-                    DType::BF16 | DType::F16 => self.low.round_every_node && !matches!(op, Op::Max | Op::Select | Op::Neg),
+                    DType::BF16 | DType::F16 => {
+                        self.low.round_every_node && !matches!(op, Op::Max | Op::Select | Op::Neg)
+                    }
                     _ => false,
                 };
                 Ok(if rounds { self.map(ScalarOp::Round(dtype), &[val], dtype) } else { val })
@@ -384,9 +384,10 @@ impl<'a, 'g> Writer<'a, 'g> {
         }
         let fill = guard.fill.unwrap_or(Scalar::Int(0));
         let agrees = point.guards.iter().all(|other| other.fill.is_none_or(|other| other == fill));
-        let is_gathered = point.coords.iter().any(|(_, coord)| {
-            coord.parts.iter().any(|(part, _)| matches!(part, Part::Value { .. }))
-        });
+        let is_gathered = point
+            .coords
+            .iter()
+            .any(|(_, coord)| coord.parts.iter().any(|(part, _)| matches!(part, Part::Value { .. })));
         if is_gathered {
             return Err(Failure::Store(id));
         }
@@ -399,7 +400,8 @@ impl<'a, 'g> Writer<'a, 'g> {
         }
         // What is under the guard is replaced outside, whatever it reads there.
         let at = self.position(&guard.at)?;
-        let (lo, hi) = (self.constant(Scalar::Int(guard.lo), DType::I32), self.constant(Scalar::Int(guard.hi), DType::I32));
+        let (lo, hi) =
+            (self.constant(Scalar::Int(guard.lo), DType::I32), self.constant(Scalar::Int(guard.hi), DType::I32));
         let below = self.map(ScalarOp::Less, &[at, lo], DType::Bool);
         let inside = self.map(ScalarOp::Less, &[at, hi], DType::Bool);
         let not_below = self.map(ScalarOp::Not, &[below], DType::Bool);
@@ -489,8 +491,19 @@ impl<'a, 'g> Writer<'a, 'g> {
     pub(super) fn access(&self, layout: &Layout, point: &Point, dtype: DType) -> Outcome<Access> {
         let mut total = Coord::default();
         let mut values: Vec<(ValId, u64, i64)> = Vec::new();
+        let mut terms: Vec<Term> = Vec::new();
+        let mut guarded: Vec<(&Coord, i64)> = Vec::new();
         for (name, coord) in &point.coords {
-            let stride = layout.stride(name).unwrap_or(0);
+            let Some((axis, stride)) = layout.axes.iter().find(|(axis, _)| axis.name == *name) else { continue };
+            let (size, stride) = (axis.size as i64, *stride);
+            let (lo, hi) = coord.range(&self.extents);
+            if let (Some(guard), true) = (point.guards.first(), lo < 0 || hi >= size) {
+                // Where a guard holds the position exists; that it does is said of each axis.
+                let index = coord.index().ok_or(Failure::Store(guard.by))?;
+                terms.push(Term { index: Position::Index(index), coef: stride, range: Some((0, size)) });
+                guarded.push((coord, size));
+                continue;
+            }
             total = total.plus(coord, stride);
             for (part, coef) in &coord.parts {
                 let Part::Value { val, size, .. } = part else { continue };
@@ -502,7 +515,6 @@ impl<'a, 'g> Writer<'a, 'g> {
         }
         total.parts.retain(|(part, _)| !matches!(part, Part::Value { .. }));
         let total = total.rejoined();
-        let mut terms: Vec<Term> = Vec::with_capacity(total.parts.len());
         for (part, coef) in &total.parts {
             let Some(index) = part.index() else { bug!("a part of a position is no index") };
             terms.push(Term { index: Position::Index(index), coef: *coef, range: None });
@@ -517,7 +529,7 @@ impl<'a, 'g> Writer<'a, 'g> {
             if let Some(wanted) = guard.fill {
                 fill = Some(wanted);
             }
-            if lo >= guard.lo && hi < guard.hi {
+            if (lo >= guard.lo && hi < guard.hi) || guarded.contains(&(&guard.at, guard.hi)) && guard.lo == 0 {
                 continue;
             }
             let index = guard.at.index().ok_or(Failure::Store(guard.by))?;

@@ -95,8 +95,12 @@ impl Planner<'_> {
         let mut forced: BTreeSet<NodeId> = BTreeSet::new();
         loop {
             let body = Body::new(graph, &forced);
-            let roots: BTreeSet<NodeId> =
-                graph.outputs().iter().map(|output| body.renamed(output.node).0).filter(|id| body.kind(*id) == Kind::Free).collect();
+            let roots: BTreeSet<NodeId> = graph
+                .outputs()
+                .iter()
+                .map(|output| body.renamed(output.node).0)
+                .filter(|id| body.kind(*id) == Kind::Free)
+                .collect();
             if !roots.is_empty() {
                 forced.extend(roots);
                 continue;
@@ -104,8 +108,10 @@ impl Planner<'_> {
             let fusion = Fusion::new(&body, &self.ranks, self.options.fuse);
             let tasks = Tasks::new(&body, &fusion, inputs, wants);
             let places = self.places(&body, &fusion, &tasks, inputs, wants);
-            let layouts: BTreeMap<NodeId, Vec<Layout>> =
-                places.iter().map(|(id, places)| (*id, places.iter().map(|place| place.layout().clone()).collect())).collect();
+            let layouts: BTreeMap<NodeId, Vec<Layout>> = places
+                .iter()
+                .map(|(id, places)| (*id, places.iter().map(|place| place.layout().clone()).collect()))
+                .collect();
             let lowering = Lowering {
                 body: &body,
                 ranks: &self.ranks,
@@ -116,7 +122,13 @@ impl Planner<'_> {
             match lower_all(&lowering) {
                 Ok(lowered) => return Ok(Ready { body, fusion, tasks, places, lowered }),
                 Err(Failure::Store(id)) => {
-                    if !forced.insert(id) {
+                    // A node that is in memory already wants what it reads to be there.
+                    let is_new = body.kind(id) == Kind::Free || !forced.contains(&id);
+                    let args = graph.args(id).iter().copied().filter(|arg| body.kind(*arg) == Kind::Free);
+                    let added: Vec<NodeId> = if is_new { vec![id] } else { args.collect() };
+                    let before = forced.len();
+                    forced.extend(added);
+                    if forced.len() == before {
                         let message = format!("`{}` cannot be read in the way that its user asks for", graph.op(id));
                         return Err(CompileError::new(Some(id), message));
                     }
@@ -235,8 +247,9 @@ impl Emit<'_, '_, '_> {
                     Some(lowered) => self.launch(group, lowered),
                     None => {
                         for id in group.members.keys() {
-                            if let Op::Loop(inner) = graph.op(*id) {
-                                self.run_loop(*id, inner)?;
+                            match graph.op(*id) {
+                                Op::Loop(inner) => self.run_loop(*id, inner)?,
+                                _ => self.nothing(*id),
                             }
                         }
                     }
@@ -284,9 +297,7 @@ impl Emit<'_, '_, '_> {
     fn category(&self, id: NodeId) -> Category {
         let graph = self.body.graph;
         let phase = graph.node(id).phase;
-        let read_in = |wanted: Phase| {
-            graph.nodes().iter().any(|node| node.phase == wanted && node.args.contains(&id))
-        };
+        let read_in = |wanted: Phase| graph.nodes().iter().any(|node| node.phase == wanted && node.args.contains(&id));
         match phase {
             Phase::Forward if read_in(Phase::Backward) => Category::Activations,
             Phase::Backward if read_in(Phase::Update) => Category::Gradients,
@@ -347,6 +358,19 @@ impl Emit<'_, '_, '_> {
         self.steps.push(step);
     }
 
+    /// A value without elements has a place like any other.
+    fn nothing(&mut self, id: NodeId) {
+        for place in self.places.get(&id).cloned().unwrap_or_default() {
+            let home = match place {
+                Place::Given(home) => home,
+                Place::New(layout) => {
+                    self.planner.home(format!("{id}"), self.body.graph.ty(id).dtype, layout, Category::Workspace)
+                }
+            };
+            self.homes.entry(id).or_default().push(home);
+        }
+    }
+
     /// A buffer of the kernel that nobody reads after it, and whose place the result `at` may take.
     fn dying(
         &self,
@@ -400,8 +424,13 @@ impl Emit<'_, '_, '_> {
     }
 
     fn copy(&mut self, from: &Home, to: &Home, dtype: DType) {
-        let strip = |home: &Home| home.layout.dense_order().map(|order| order.into_iter().filter(|axis| axis.size != 1).collect::<Vec<_>>());
+        let strip = |home: &Home| {
+            home.layout.dense_order().map(|order| order.into_iter().filter(|axis| axis.size != 1).collect::<Vec<_>>())
+        };
         let bytes = to.layout.count() * dtype.size_bytes();
+        if bytes == 0 {
+            return;
+        }
         if strip(from).is_some_and(|order| Some(order) == strip(to)) {
             self.planner.touch(from);
             self.planner.touch(to);
@@ -508,6 +537,8 @@ impl Emit<'_, '_, '_> {
         self.planner.runs *= count;
         let planned = self.planner.body(&inner.body, &homes, &wants, self.depth + 1)?;
         self.planner.runs = runs;
+        // The flag is read when everything else of a pass is done.
+        around.extend(planned.outputs.last().filter(|_| inner.until).cloned());
         for home in &around {
             self.planner.touch(home);
         }

@@ -122,7 +122,8 @@ impl Ranks {
                         if axes.names().any(|name| self.batch.contains_key(&base_name(name).0)) {
                             continue;
                         }
-                        let (inner, outer): (Vec<&Name>, Vec<&Name>) = axes.names().partition(|name| names.contains(name));
+                        let (inner, outer): (Vec<&Name>, Vec<&Name>) =
+                            axes.names().partition(|name| names.contains(name));
                         self.unite(&inner);
                         self.unite(&outer);
                     }

@@ -44,7 +44,9 @@ pub(super) fn order(body: &Body<'_>, fusion: &Fusion, tasks: &Tasks) -> Vec<Task
         let score = |at: usize| -> i64 {
             let freed: u64 = reads[at]
                 .iter()
-                .filter(|root| left.get(root) == Some(&1) && !body.kept.contains(root) && maker(body, fusion, **root).is_some())
+                .filter(|root| {
+                    left.get(root) == Some(&1) && !body.kept.contains(root) && maker(body, fusion, **root).is_some()
+                })
                 .map(|root| body.graph.ty(*root).size_bytes())
                 .sum();
             made[at] as i64 - freed as i64

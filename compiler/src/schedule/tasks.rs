@@ -159,7 +159,8 @@ fn is_place_of(body: &Body<'_>, id: NodeId, inputs: &[Home], home: &Home) -> boo
 /// Whether the group reads `input` only where it writes `root`, which the output calls `named`.
 fn reads_in_place(body: &Body<'_>, group: &Group, input: NodeId, root: NodeId, named: NodeId) -> bool {
     let (_, names) = body.renamed(named);
-    let written = |axis: &Name| names.iter().find(|(_, here)| here == axis).and_then(|(there, _)| group.dim(root, there));
+    let written =
+        |axis: &Name| names.iter().find(|(_, here)| here == axis).and_then(|(there, _)| group.dim(root, there));
     group.members.keys().all(|id| {
         body.reads[id.idx()].iter().filter(|read| read.root == input).all(|read| {
             let Some(link) = &read.link else { return false };

@@ -1,0 +1,114 @@
+//! Plans are run, launch by launch, with the interpreter of kernels, and compared with the reference on random programs: forward
+//! and backward, fused and unfused, sizes 0 and 1, loops in loops.
+
+#[path = "../../codegen/src/interp.rs"]
+#[allow(dead_code, unreachable_pub, clippy::pedantic)]
+mod interp;
+#[path = "../../codegen/src/memory.rs"]
+#[allow(dead_code, unreachable_pub)]
+mod memory;
+#[path = "../../codegen/src/ordering.rs"]
+#[allow(dead_code, unreachable_pub)]
+mod ordering;
+mod plan_support;
+/// What the interpreter takes from the strip routines.
+mod strip {
+    pub(crate) fn erf_f64(x: f64) -> f64 {
+        libm::erf(x)
+    }
+}
+
+use mdl_compiler::pass;
+use mdl_compiler::plan::{Plan, PlanOptions, plan};
+use mdl_compiler::reference;
+use mdl_compiler::testing::random_graph::{RandomOptions, random_graph};
+use mdl_compiler::testing::random_inputs;
+use mdl_compiler::tolerance::{is_close, tolerance};
+use mdl_graph::{DType, Graph};
+use plan_support::run;
+
+/// A prepared graph planned, and the plan checked.
+fn planned(graph: &Graph, fuse: bool) -> Result<Plan, String> {
+    let options = PlanOptions { fuse, ..PlanOptions::default() };
+    let plan = plan(graph, &options).map_err(|error| error.to_string())?;
+    plan.verify().map_err(|error| format!("{error}\n{plan}"))?;
+    Ok(plan)
+}
+
+/// Runs a prepared graph in both ways and compares every output.
+fn compare(graph: &Graph, seed: u64) -> Result<(), String> {
+    let inputs = random_inputs(graph, seed);
+    let expected = reference::eval(graph, &inputs).map_err(|error| error.to_string())?;
+    for fuse in [false, true] {
+        let plan = planned(graph, fuse).map_err(|error| format!("fuse {fuse}: {error}"))?;
+        let results = run(&plan, graph, &inputs);
+        for ((output, result), expected) in graph.outputs().iter().zip(&results).zip(&expected) {
+            let largest = |most: f64, x: &f64| if x.is_finite() { most.max(x.abs()) } else { most };
+            let scale = expected.to_f64().iter().fold(1.0f64, largest);
+            let limit = tolerance(DType::F32, 4096).max(tolerance(expected.ty.dtype, 4096)) * scale;
+            for (i, (a, b)) in result.to_f64().iter().zip(expected.to_f64()).enumerate() {
+                if !is_close(*a, b, limit) {
+                    return Err(format!("fuse {fuse}: {}[{i}] is {a}, not {b}\n{plan}", output.name));
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Runs every case, and reports all that fail: one line each, and the first in full.
+fn all(cases: impl Iterator<Item = (u64, Graph)>) {
+    let mut failed = Vec::new();
+    for (seed, graph) in cases {
+        let result = std::panic::catch_unwind(|| compare(&graph, seed));
+        let message = match result {
+            Ok(Ok(())) => continue,
+            Ok(Err(message)) => message,
+            Err(panic) => panic.downcast_ref::<String>().cloned().unwrap_or_else(|| "a panic".to_string()),
+        };
+        let first = message.lines().next().unwrap_or("").to_string();
+        failed.push((format!("seed {seed}: {first}"), format!("{graph}\n{message}")));
+    }
+    let Some((_, whole)) = failed.first() else { return };
+    let lines: Vec<&str> = failed.iter().map(|(line, _)| line.as_str()).collect();
+    panic!("{whole}\n{}", lines.join("\n"));
+}
+
+/// The seeds of a test; `MDLC_SEEDS=0..1000` asks for others.
+fn seeds(default: std::ops::Range<u64>) -> std::ops::Range<u64> {
+    let chosen = std::env::var("MDLC_SEEDS").ok();
+    let parts = chosen.as_deref().and_then(|text| text.split_once(".."));
+    match parts.and_then(|(from, to)| Some(from.parse().ok()?..to.parse().ok()?)) {
+        Some(range) => range,
+        None => default,
+    }
+}
+
+#[test]
+fn random_programs_run_as_the_reference_says() {
+    all(seeds(0..150).map(|seed| {
+        let options = RandomOptions { gradient: seed % 2 == 0, ..RandomOptions::default() };
+        (seed, mdl_compiler::grad::differentiate(&random_graph(seed, options)))
+    }));
+}
+
+#[test]
+fn prepared_programs_run_as_the_reference_says() {
+    all(seeds(1000..1060).map(|seed| {
+        let graph = random_graph(seed, RandomOptions { n_ops: 24, ..RandomOptions::default() });
+        let graph = pass::prepare(&graph, &pass::Options::default()).unwrap_or_else(|error| panic!("{error}"));
+        (seed, graph)
+    }));
+}
+
+#[test]
+fn equal_graphs_give_equal_bytes() {
+    for seed in 0..20 {
+        let graph = mdl_compiler::grad::differentiate(&random_graph(seed, RandomOptions::default()));
+        let text = |graph: &Graph| serde_json::to_string(&planned(graph, true).unwrap()).unwrap();
+        let (first, second) = (text(&graph), text(&graph.clone()));
+        assert_eq!(first, second);
+        let back: Plan = serde_json::from_str(&first).unwrap();
+        assert_eq!(serde_json::to_string(&back).unwrap(), first);
+    }
+}
