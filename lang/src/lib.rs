@@ -6,4 +6,5 @@
 pub mod check;
 pub mod diag;
 pub mod spec;
+pub mod stage;
 pub mod syntax;

@@ -1,17 +1,16 @@
 //! Stages: every misuse of blocks, fields, units and arguments, and what correct ones become.
 
-#![cfg(any())] // until the evaluator is there
 mod world;
 
 use std::fmt::Write;
 use std::path::Path;
 use std::time::Instant;
 
-use world::FakeWorld;
 use mdl_graph::Role;
 use mdl_lang::diag::{Code, Sources, render};
 use mdl_lang::spec::{Program, StageKind};
 use mdl_lang::stage::check;
+use world::FakeWorld;
 
 fn run(name: &str, text: &str, args: &[(String, String)]) -> (Program, String) {
     let (program, _, report) = run_in(&FakeWorld::default(), name, text, args);

@@ -4,7 +4,7 @@ use std::rc::Rc;
 
 use mdl_graph::Axis;
 
-use crate::check::{Elaborator, Env, Stop, Value, World};
+use crate::check::{Elaborator, Env, Eval, Stop, Stored, StoredId, Value, World};
 use crate::diag::{Code, Diagnostic, Sources, nearest};
 use crate::spec::{Arg, DataFacts, DataSpec};
 use crate::syntax::ast::{self, Expr, ExprKind, FileId, ItemKind, Span};
@@ -31,9 +31,10 @@ pub(crate) struct TrainEntry {
 
 #[derive(Clone)]
 pub(crate) struct Trained {
-    /// The root of its model.
+    /// The root of its model: its name, or that of the block.
     pub(crate) root: String,
-    pub(crate) model: Value,
+    /// What builds the model. Whether a layer trains is settled when it is built, so each kind of graph builds its own.
+    pub(crate) model: Rc<Expr>,
     pub(crate) objective: Rc<Expr>,
     pub(crate) batch: u64,
     /// Evaluation reads averages in the place of weights.
@@ -53,14 +54,14 @@ pub(crate) struct Context<'w> {
 
 impl<'w> Context<'w> {
     pub(crate) fn new(
-        sources: &'w mut Sources,
+        mut sources: Sources,
         main: FileId,
         given: &[(String, String)],
         world: &'w dyn World,
     ) -> Context<'w> {
         let text = sources.get(main).map(|source| source.text.clone()).unwrap_or_default();
         let (file, mut diagnostics) = parse(main, &text);
-        let overrides = args::read_overrides(&file, given, sources, &mut diagnostics);
+        let overrides = args::read_overrides(&file, given, &mut sources, &mut diagnostics);
         let mut elab = Elaborator::new(sources, world);
         for diagnostic in diagnostics {
             elab.report(diagnostic);
@@ -80,7 +81,7 @@ impl<'w> Context<'w> {
     /// Every `arg` with its value; evaluating them reports what is wrong with defaults.
     pub(crate) fn args(&mut self) -> Vec<Arg> {
         let file = self.file();
-        let mut all = args::args_of(&file, self.elab.sources());
+        let mut all = args::args_of(&file, &self.elab.sources);
         for (arg, (_, decl)) in all.iter_mut().zip(args::decls(&file)) {
             let name = Expr { kind: ExprKind::Name(decl.name.text.clone()), span: decl.name.span };
             arg.value = self.elab.eval(&self.env, &name).ok().and_then(|value| value_text(&value));
@@ -227,7 +228,7 @@ impl<'w> Context<'w> {
     /// An expression of the schema, such as a default, in the words of a recipe.
     pub(crate) fn schema_expr(&mut self, text: &str) -> Expr {
         let line = format!("model default = {text}");
-        let id = self.elab.add_source("schema", &line);
+        let id = self.elab.sources.add("schema", line.as_str());
         let (file, diagnostics) = parse(id, &line);
         match file.items.into_iter().next().map(|item| item.kind) {
             Some(ItemKind::Model { value, .. }) if diagnostics.is_empty() => value,
@@ -235,8 +236,32 @@ impl<'w> Context<'w> {
         }
     }
 
-    pub(crate) fn finish(self) -> Vec<Diagnostic> {
-        self.elab.into_diagnostics()
+    pub(crate) fn finish(self) -> (Sources, Vec<Diagnostic>) {
+        (self.elab.sources, self.elab.diagnostics)
+    }
+
+    /// What `training` means from now on, and whose weights are trained.
+    pub(crate) fn set_training(&mut self, root: &str, training: bool) {
+        self.elab.set_trained(training.then_some(root));
+        self.elab.set_training(training);
+        self.env = self.elab.file_env(self.root);
+    }
+
+    /// Runs something that may fail without a word.
+    pub(crate) fn attempt<T>(&mut self, run: impl FnOnce(&mut Elaborator<'w>) -> Eval<T>) -> Option<T> {
+        let n_before = self.elab.diagnostics.len();
+        let result = run(&mut self.elab);
+        if result.is_err() {
+            self.elab.diagnostics.truncate(n_before);
+        }
+        result.ok()
+    }
+
+    pub(crate) fn stored(&self, id: StoredId) -> &Stored {
+        match self.elab.stored().nth(id.0 as usize) {
+            Some((_, stored)) => stored,
+            None => mdl_graph::bug!("there is no weight {id:?}"),
+        }
     }
 }
 

@@ -107,7 +107,7 @@ impl Context<'_> {
             }
             let is_of_loss = OF_LOSS.iter().any(|(known, _)| known == name);
             let env = self.env.clone();
-            let function = if is_of_loss { None } else { self.elab.attempt(|elab| elab.eval(&env, item)) };
+            let function = if is_of_loss { None } else { self.attempt(|elab| elab.eval(&env, item)) };
             let function = function.filter(|value| matches!(value, Value::Function(_)));
             asked.push(Asked { name: name.clone(), function, span: item.span });
         }

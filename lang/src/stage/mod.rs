@@ -9,6 +9,7 @@ mod context;
 mod data;
 mod eval;
 mod fields;
+mod objective;
 mod optimize;
 pub mod pattern;
 mod read;
@@ -36,7 +37,7 @@ pub fn check(
     world: &dyn World,
 ) -> (Program, Vec<Diagnostic>) {
     let mut program = Program::default();
-    let mut context = Context::new(sources, main, args, world);
+    let mut context = Context::new(std::mem::take(sources), main, args, world);
     program.args = context.args();
     let file = context.file();
     let blocks = context.blocks(&file);
@@ -56,7 +57,8 @@ pub fn check(
             program.stages.push(block.stage(needs, StageKind::Eval(Box::new(spec))));
         }
     }
-    let mut diagnostics = context.finish();
+    let (all, mut diagnostics) = context.finish();
+    *sources = all;
     diagnostics.sort_by_key(|diagnostic| diagnostic.labels.first().map(|label| label.span));
     (program, diagnostics)
 }

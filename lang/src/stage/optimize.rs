@@ -100,17 +100,17 @@ impl Context<'_> {
 
     /// For each weight the place of its optimizer in the list.
     pub(crate) fn assign(&mut self, candidates: &[Candidate], weights: &[StoredId]) -> Option<Vec<usize>> {
-        let paths: Vec<Vec<PathStep>> = weights.iter().map(|id| self.path_steps(*id)).collect();
+        let paths: Vec<Vec<Vec<PathStep>>> = weights.iter().map(|id| self.path_steps(*id)).collect();
         let mut owners: Vec<Option<usize>> = vec![None; weights.len()];
         let mut fine = true;
         for (at, candidate) in candidates.iter().enumerate() {
             let (mut matched, mut accepted, mut taken) = (0, 0, 0);
             for (i, id) in weights.iter().enumerate() {
-                match candidate.pattern.as_ref().map_or(Match::All, |(pattern, _)| pattern.matches(&paths[i])) {
+                match candidate.pattern.as_ref().map_or(Match::All, |(pattern, _)| best_match(pattern, &paths[i])) {
                     Match::No => continue,
                     Match::All => {}
                     Match::Some => {
-                        self.report(cut_stack(candidate, &self.elab.stored(*id).path));
+                        self.report(cut_stack(candidate, &self.stored(*id).path));
                         return None;
                     }
                 }
@@ -134,7 +134,7 @@ impl Context<'_> {
             .iter()
             .zip(&owners)
             .filter(|(_, owner)| owner.is_none())
-            .map(|(id, _)| format!("`{}`", self.elab.stored(*id).path))
+            .map(|(id, _)| format!("`{}`", self.stored(*id).path))
             .collect();
         if fine && !left.is_empty() {
             fine = false;
@@ -169,7 +169,7 @@ impl Context<'_> {
         };
         let diagnostic = Diagnostic::error(Code::E0312, format!("the pattern `{text}` matches no weight"))
             .label(candidate.span, "without effect");
-        let paths: Vec<&str> = weights.iter().map(|id| self.elab.stored(*id).path.as_str()).collect();
+        let paths: Vec<&str> = weights.iter().map(|id| self.stored(*id).path.as_str()).collect();
         let layers: Vec<&str> =
             paths.iter().flat_map(|path| path.match_indices('.').map(|(at, _)| &path[..at])).collect();
         match nearest(text, paths.iter().chain(&layers).copied()) {
@@ -181,16 +181,37 @@ impl Context<'_> {
         }
     }
 
-    fn path_steps(&self, id: StoredId) -> Vec<PathStep> {
-        let stored = self.elab.stored(id);
-        let mut steps: Vec<PathStep> =
+    /// The path of a weight in steps, with its copies in every place where their indices may stand.
+    fn path_steps(&self, id: StoredId) -> Vec<Vec<PathStep>> {
+        let stored = self.stored(id);
+        let plain: Vec<PathStep> =
             stored.path.split('.').map(|name| PathStep { name: name.to_owned(), copies: None }).collect();
-        for (axis, at) in stored.stack.iter().zip(&stored.stack_at) {
-            if let Some(step) = at.checked_sub(1).and_then(|at| steps.get_mut(at)) {
-                step.copies = Some(axis.size);
+        let mut all = vec![(plain, 0)];
+        for axis in &stored.stack {
+            let mut longer = Vec::new();
+            for (steps, start) in all {
+                // The last step is the weight itself, of which there are no copies.
+                for at in start..steps.len().saturating_sub(1) {
+                    let mut steps: Vec<PathStep> = steps.clone();
+                    steps[at].copies = Some(axis.size);
+                    longer.push((steps, at + 1));
+                }
             }
+            all = longer;
         }
-        steps
+        all.into_iter().map(|(steps, _)| steps).collect()
+    }
+}
+
+/// How a pattern meets a weight: in whichever place of the indices takes the most.
+fn best_match(pattern: &Pattern, places: &[Vec<PathStep>]) -> Match {
+    let all: Vec<Match> = places.iter().map(|path| pattern.matches(path)).collect();
+    if all.contains(&Match::All) {
+        Match::All
+    } else if all.contains(&Match::Some) {
+        Match::Some
+    } else {
+        Match::No
     }
 }
 

@@ -64,7 +64,7 @@ impl Context<'_> {
         let numbers = numbers?;
         let trained = Trained {
             root,
-            model,
+            model: Rc::new(model),
             objective: Rc::new(objective.clone()),
             batch: numbers.batch,
             averaged: average.is_some(),
@@ -72,7 +72,7 @@ impl Context<'_> {
         let graphs = self.training_graphs(&trained, &facts, &optimizer, average, numbers.clip, block.span)?;
         let evaluate = match numbers.evaluate {
             Some((every, part)) => {
-                let graph = self.evaluation_graph(&trained, &facts, numbers.batch)?;
+                let (graph, _) = self.measuring_graph(&trained, &facts, numbers.batch, &[])?;
                 Some(Evaluate { every, part, graph })
             }
             None => None,
@@ -112,8 +112,8 @@ impl Context<'_> {
         Some((trained, spec))
     }
 
-    /// The model of a block and the root that its weights are kept under.
-    fn model(&mut self, block: &str, row: &'static FieldRow, expr: &Expr) -> Option<(String, Value)> {
+    /// What builds the model of a block, and the root that its weights are kept under.
+    fn model(&mut self, block: &str, row: &'static FieldRow, expr: &Expr) -> Option<(String, Expr)> {
         if let ExprKind::Name(name) = &expr.kind
             && self.is_block("train", name)
         {
@@ -125,20 +125,23 @@ impl Context<'_> {
             return None;
         }
         let file = self.file();
-        let is_model = |name: &str| {
-            file.items
-                .iter()
-                .any(|item| matches!(&item.kind, ItemKind::Model { name: known, .. } if known.text == name))
+        let model_item = |name: &str| {
+            file.items.iter().find_map(|item| match &item.kind {
+                ItemKind::Model { name: known, value } if known.text == name => Some(value.clone()),
+                _ => None,
+            })
         };
-        let (root, value) = match &expr.kind {
-            ExprKind::Name(name) if is_model(name) => (name.clone(), self.elab.eval(&self.env, expr).ok()?),
-            _ => {
+        let item = if let ExprKind::Name(name) = &expr.kind { model_item(name).map(|item| (name, item)) } else { None };
+        // What is no model is found out here, before anything trains.
+        let (root, builder, value) = match item {
+            Some((name, builder)) => (name.clone(), builder, self.elab.eval(&self.env, expr).ok()?),
+            None => {
                 let env = self.env.clone();
-                (block.to_owned(), self.elab.build_root(block, &env, expr).ok()?)
+                (block.to_owned(), expr.clone(), self.elab.build_root(block, &env, expr).ok()?)
             }
         };
         match &value {
-            Value::Layer(_) => Some((root, value)),
+            Value::Layer(_) => Some((root, builder)),
             Value::Maker(_) => {
                 self.report(
                     Diagnostic::error(
