@@ -8,8 +8,9 @@
 //! `saved …`; the backward one runs the other way round. Deliberately absent: the choice of what to recompute under a memory
 //! budget, which is `pass/recompute.rs`; here only what is next to free is recomputed.
 
+pub(crate) mod cut;
 mod loops;
-mod residual;
+pub(crate) mod residual;
 mod rules;
 mod sweep;
 

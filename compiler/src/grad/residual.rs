@@ -1,117 +1,66 @@
 //! What a forward loop saves for its backward loop.
 //!
-//! Never saved: constants, positions and draws, whatever is computed from them alone (masks), the loop's scanned and free
-//! arguments, and what is next to free to compute from these or from what is saved anyway: views and elementwise operations.
-//! Everything else that the backward body reads is saved, each value once, at its smallest: the source of a view, not the view.
+//! Never saved: constants, positions and draws, whatever is computed from them alone (masks), and the loop's scanned and free
+//! arguments. Of the rest the fewest bytes are saved from which the backward body can have all that it reads by views and
+//! elementwise operations, which are next to free beside reading what they are computed from. Recomputing more, products and
+//! sums too, is the choice of `pass/recompute.rs`.
 
 use mdl_graph::{Class, Graph, Loop, NodeId, Op};
 
+use super::cut::least_saved;
 use super::loops::params;
 
 /// The values of the joint graph that are to be saved, in the order of their ids. `pulled` are the cotangents it computes.
 pub(super) fn choose(joint: &Graph, inner: &Loop, n_params: usize, pulled: &[NodeId]) -> Vec<NodeId> {
-    let n = joint.nodes().len();
     let inputs = params(joint);
-    let mut tainted = vec![false; n];
-    let mut pure = vec![false; n];
-    let mut known = vec![false; n];
+    let known = known(joint, &inputs[inner.carries..n_params]);
+    let mut tainted = vec![false; joint.nodes().len()];
     for cotangent in &inputs[n_params..] {
         tainted[cotangent.idx()] = true;
     }
-    for param in &inputs[inner.carries..n_params] {
-        known[param.idx()] = true;
-    }
-    let mut pool = Pool { joint, known, refused: vec![0; n], round: 0, depth: 0 };
     for id in joint.ids() {
-        let args = joint.args(id);
-        tainted[id.idx()] |= args.iter().any(|arg| tainted[arg.idx()]);
-        let leaf = matches!(joint.op(id), Op::Const(..) | Op::Iota(_));
-        let open = !matches!(joint.op(id).class(), Class::Leaf | Class::Control);
-        // The draws of `uniform` depend on the seed, which comes from outside and is as good as constant.
-        pure[id.idx()] = leaf
-            || (open && !args.is_empty() && args.iter().all(|arg| pure[arg.idx()]))
-            || matches!(joint.op(id), Op::Uniform { .. })
-                && args.iter().all(|arg| pure[arg.idx()] || pool.known[arg.idx()]);
-        pool.known[id.idx()] |= pure[id.idx()];
+        tainted[id.idx()] |= joint.args(id).iter().any(|arg| tainted[arg.idx()]);
     }
-
-    let mut needed: Vec<bool> = vec![false; n];
-    let mut copied: Vec<bool> = vec![false; n];
-    pulled.iter().for_each(|ct| copied[ct.idx()] = true);
-    for id in joint.ids().rev() {
-        if !copied[id.idx()] {
-            continue;
-        }
-        if !tainted[id.idx()] {
-            needed[id.idx()] = true;
-            continue;
-        }
-        for arg in joint.args(id) {
-            copied[arg.idx()] = true;
-        }
-    }
-    let mut saved = Vec::new();
-    for id in joint.ids().filter(|id| needed[id.idx()]) {
-        pool.require(id, &mut saved);
-    }
-    saved.sort();
-    saved.dedup();
-    saved
+    let wanted = read_by(joint, pulled, &tainted);
+    least_saved(joint, &wanted, &|id| known[id.idx()], &|id| is_cheap(joint, id))
 }
 
-/// What the backward body can have without saving more.
-struct Pool<'a> {
-    joint: &'a Graph,
-    known: Vec<bool>,
-    /// The round in which a value was last found not to be covered: within one, nothing new becomes known.
-    refused: Vec<u32>,
-    round: u32,
-    depth: u32,
+/// The untainted nodes that the tainted ones behind `roots` read.
+pub(crate) fn read_by(graph: &Graph, roots: &[NodeId], tainted: &[bool]) -> Vec<NodeId> {
+    let mut reached: Vec<bool> = vec![false; graph.nodes().len()];
+    roots.iter().for_each(|root| reached[root.idx()] = true);
+    for id in graph.ids().rev() {
+        if reached[id.idx()] && tainted[id.idx()] {
+            graph.args(id).iter().for_each(|arg| reached[arg.idx()] = true);
+        }
+    }
+    graph.ids().filter(|id| reached[id.idx()] && !tainted[id.idx()]).collect()
 }
 
-impl Pool<'_> {
-    /// Makes a value available, at the least price.
-    fn require(&mut self, id: NodeId, saved: &mut Vec<NodeId>) {
-        self.round += 1;
-        if self.is_covered(id) {
-            return;
-        }
-        let (size, args) = (self.joint.ty(id).size_bytes(), self.joint.args(id));
-        // One source that is not larger stands for what was only viewed or converted.
-        let moves =
-            matches!(self.joint.op(id).class(), Class::View) && !matches!(self.joint.op(id), Op::Unwindow { .. });
-        if (moves || matches!(self.joint.op(id), Op::Cast(_)))
-            && let [source] = args
-            && self.joint.ty(*source).size_bytes() <= size
-        {
-            return self.require(*source, saved);
-        }
-        self.known[id.idx()] = true;
-        saved.push(id);
+/// What need not be saved: `given`, and what follows from constants, positions, and draws of given seeds, by whatever operations.
+pub(crate) fn known(graph: &Graph, given: &[NodeId]) -> Vec<bool> {
+    let n = graph.nodes().len();
+    let (mut known, mut pure) = (vec![false; n], vec![false; n]);
+    given.iter().for_each(|id| known[id.idx()] = true);
+    for id in graph.ids() {
+        let (op, args) = (graph.op(id), graph.args(id));
+        pure[id.idx()] = match op {
+            Op::Const(..) | Op::Iota(_) => true,
+            // A draw depends on the seed, which is an integer from outside and as good as constant.
+            Op::Uniform { .. } => args.iter().all(|arg| known[arg.idx()]),
+            _ if args.is_empty() || matches!(op.class(), Class::Leaf | Class::Control) => false,
+            _ => args.iter().all(|arg| pure[arg.idx()]),
+        };
+        known[id.idx()] |= pure[id.idx()];
+        // What integers are computed from given ones by maps costs nothing: counters, positions, masks of documents.
+        let light = matches!(op.class(), Class::Map | Class::View) && !graph.ty(id).dtype.is_float();
+        known[id.idx()] |= light && !args.is_empty() && args.iter().all(|arg| known[arg.idx()]);
     }
+    known
+}
 
-    /// True when a value follows from what is known by views and elementwise operations alone.
-    fn is_covered(&mut self, id: NodeId) -> bool {
-        // A chain longer than this costs more time than it saves memory.
-        const LONGEST: u32 = 24;
-        if self.known[id.idx()] {
-            return true;
-        }
-        let op = self.joint.op(id);
-        let cheap = matches!(op.class(), Class::Map | Class::View) && !matches!(op, Op::Unwindow { .. })
-            || matches!(op, Op::Detach);
-        if !cheap || self.depth >= LONGEST || self.refused[id.idx()] == self.round {
-            return false;
-        }
-        self.depth += 1;
-        let joint = self.joint;
-        let covered = joint.args(id).iter().all(|arg| self.is_covered(*arg));
-        self.depth -= 1;
-        if covered {
-            self.known[id.idx()] = true;
-        } else {
-            self.refused[id.idx()] = self.round;
-        }
-        covered
-    }
+/// True for what costs less to compute again than to store.
+pub(crate) fn is_cheap(graph: &Graph, id: NodeId) -> bool {
+    let op = graph.op(id);
+    matches!(op.class(), Class::Map | Class::View) && !matches!(op, Op::Unwindow { .. }) || matches!(op, Op::Detach)
 }

@@ -78,6 +78,12 @@ impl Rule<'_> {
             Op::Add => dy,
             Op::Sub if place == 0 => dy,
             Op::Sub => self.map(Op::Neg, &[dy]),
+            // d (x · x) = 2 x dx
+            Op::Mul if args[0] == args[1] => {
+                let two = self.number(2.0);
+                let doubled = self.mul(dy, two);
+                if place == 0 { self.mul(doubled, x) } else { return None }
+            }
             Op::Mul => self.product_to(dy, args[1 - place], x),
             Op::Div if place == 0 => self.map(Op::Div, &[dy, args[1]]),
             // d (a / b) = -(a / b) / b db

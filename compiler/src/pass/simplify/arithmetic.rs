@@ -60,6 +60,11 @@ fn add(graph: &mut Graph, x: NodeId, y: NodeId) -> Option<NodeId> {
     if is_number(graph, y, 0.0) {
         return Some(spread_to(graph, x, &ty));
     }
+    // x + x → x · 2
+    if x == y && ty.dtype.is_float() {
+        let two = graph.constant(2.0, ty.dtype);
+        return Some(make(graph, Op::Mul, &[x, two]));
+    }
     // x + (-y) → x - y
     if let Some(y) = under(graph, y, &Op::Neg) {
         return Some(make(graph, Op::Sub, &[x, y]));
@@ -105,6 +110,11 @@ fn multiply(graph: &mut Graph, x: NodeId, y: NodeId) -> Option<NodeId> {
         let y = make(graph, Op::Neg, &[y]);
         return Some(make(graph, Op::Mul, &[inner, y]));
     }
+    // (-x) · y → -(x · y)
+    if let Some(inner) = under(graph, x, &Op::Neg) {
+        let product = make(graph, Op::Mul, &[inner, y]);
+        return Some(make(graph, Op::Neg, &[product]));
+    }
     // (x · a) · b → x · (a · b), of constants whose product neither overflows nor vanishes
     if let (Op::Const(b, _), Op::Mul, [p, q]) = (graph.op(y), graph.op(x), graph.args(x)) {
         let (b, p, q) = (*b, *p, *q);
@@ -130,6 +140,19 @@ fn tame_product(a: Scalar, b: Scalar, dtype: DType) -> Option<Scalar> {
 
 fn divide(graph: &mut Graph, x: NodeId, y: NodeId) -> Option<NodeId> {
     let ty = ty_of(graph, &Op::Div, &[x, y])?;
+    // (-x) / y → -(x / y)
+    if let Some(inner) = under(graph, x, &Op::Neg) {
+        let quotient = make(graph, Op::Div, &[inner, y]);
+        return Some(make(graph, Op::Neg, &[quotient]));
+    }
+    // x / y → x · (1 / y), where y has fewer elements: one division for each of y, not for each of x. Below the least normal
+    // number 1 / y overflows; a divisor that small is 0 on machines that flush it.
+    let floats = matches!(ty.dtype, DType::F32 | DType::F64);
+    if floats && constant_of(graph, y).is_none() && graph.ty(y).count() < ty.count() {
+        let one = graph.constant(1.0, ty.dtype);
+        let inverse = make(graph, Op::Div, &[one, y]);
+        return Some(make(graph, Op::Mul, &[x, inverse]));
+    }
     let divisor = constant_of(graph, y)?.as_f64();
     // x / 1 → x
     if divisor == 1.0 {

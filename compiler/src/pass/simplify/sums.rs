@@ -93,6 +93,28 @@ pub(super) fn sums(graph: &mut Graph, op: &Op, args: &[NodeId]) -> Option<NodeId
                     return Some(make(graph, Op::Mul, &[sum, c]));
                 }
             }
+            // sum[k](x · y) → sum[k](x) · y, where y lacks k
+            for (x, y) in [(a, b), (b, a)] {
+                let apart = names.iter().all(|name| !graph.ty(y).axes.contains(name));
+                let (axes, ty) = (graph.ty(x).axes.clone(), graph.ty(y));
+                if apart && ty.axes.is_subset(&axes) && graph.ty(x).dtype.is_float() {
+                    let sum = make(graph, Op::Sum(names.clone()), &[x]);
+                    return Some(make(graph, Op::Mul, &[sum, y]));
+                }
+            }
+            // sum[k](x · (y · z)) → sum[k](x · y) · z, where z lacks k
+            for (x, product) in [(a, b), (b, a)] {
+                let (Op::Mul, [y, z]) = (graph.op(product), graph.args(product)) else { continue };
+                for (y, z) in [(*y, *z), (*z, *y)] {
+                    let apart = names.iter().all(|name| !graph.ty(z).axes.contains(name));
+                    let (left, right) = (graph.ty(x).axes.clone(), graph.ty(y).axes.clone());
+                    if apart && left == right && graph.ty(z).axes.is_subset(&left) && graph.ty(x).dtype.is_float() {
+                        let inner = make(graph, Op::Mul, &[x, y]);
+                        let sum = make(graph, Op::Sum(names.clone()), &[inner]);
+                        return Some(make(graph, Op::Mul, &[sum, z]));
+                    }
+                }
+            }
             // sum[k](a · b) → contract[k](a, b), where both have k and each has an axis of its own
             let shared = names.iter().all(|name| graph.ty(a).axes.contains(name) && graph.ty(b).axes.contains(name));
             (shared && is_product(graph, a, b, names)).then(|| make(graph, Op::Contract(names.clone()), &[a, b]))
@@ -139,6 +161,20 @@ pub(super) fn contractions(graph: &mut Graph, op: &Op, args: &[NodeId]) -> Optio
                     let product = make(graph, op.clone(), &[left, right]);
                     return Some(make(graph, Op::Mul, &[product, c]));
                 }
+            }
+        }
+    }
+    // contract[k](exp(x) · r, y) → contract[k](exp(x), y) · r, where r lacks k and the result is the smaller: a softmax is divided
+    // by its sum after the values are summed. Only after `exp`: elsewhere this would fold norms into weights.
+    for (scaled, other) in [(*a, *b), (*b, *a)] {
+        let (Op::Mul, [p, q]) = (graph.op(scaled), graph.args(scaled)) else { continue };
+        for (e, r) in [(*p, *q), (*q, *p)] {
+            let ty = mdl_graph::infer(op, &[graph.ty(*a), graph.ty(*b)]).ok()?;
+            let apart = names.iter().all(|name| !graph.ty(r).axes.contains(name));
+            let inside = graph.ty(r).axes.is_subset(&graph.ty(e).axes) && graph.ty(r).axes.is_subset(&ty.axes);
+            if *graph.op(e) == Op::Exp && apart && inside && ty.count() < graph.ty(scaled).count() {
+                let product = make(graph, Op::Contract(names.clone()), &[e, other]);
+                return Some(make(graph, Op::Mul, &[product, r]));
             }
         }
     }
