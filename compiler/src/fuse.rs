@@ -49,6 +49,11 @@ const SMALL: u64 = 8192;
 /// A row this long no longer stays in the cache between its passes, in elements: half of a 1 MiB second-level cache.
 const LONGEST_ROW: u64 = 1 << 17;
 
+/// Whether this many rows of this length may be one kernel that goes over each row more than once.
+fn makes_rows(rows: u64, len: u64) -> bool {
+    (rows >= LEAST_ROWS && len <= LONGEST_ROW) || rows.saturating_mul(len) <= SMALL
+}
+
 impl Group {
     fn single(body: &Body<'_>, ranks: &Ranks, id: NodeId) -> Group {
         let domain = body.domain(id);
@@ -89,7 +94,7 @@ impl Group {
     fn takes_rows(&self, inner: &BTreeSet<usize>) -> bool {
         let rows = self.count((0..self.dims.len()).filter(|dim| !inner.contains(dim)));
         let len = self.count(inner.iter().copied());
-        (rows >= LEAST_ROWS && len <= LONGEST_ROW) || rows.saturating_mul(len) <= SMALL
+        makes_rows(rows, len)
     }
 
     /// The dimension of an axis of a member.
@@ -146,7 +151,7 @@ pub(crate) fn bytes_moved(
     let mut read: BTreeMap<NodeId, u64> = BTreeMap::new();
     let mut written = 0;
     for id in members.keys() {
-        let own = body.domain(*id).count();
+        let own = body.counts[id.idx()];
         for from in &body.reads[id.idx()] {
             if !members.contains_key(&from.root) {
                 let ty = body.graph.ty(from.root);

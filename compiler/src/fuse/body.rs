@@ -44,6 +44,8 @@ pub(crate) struct Body<'g> {
     pub(crate) kept: BTreeSet<NodeId>,
     /// Nodes that fuse with nothing.
     pub(crate) apart: BTreeSet<NodeId>,
+    /// The number of points of each node's iteration space.
+    pub(crate) counts: Vec<u64>,
 }
 
 impl<'g> Body<'g> {
@@ -71,7 +73,9 @@ impl<'g> Body<'g> {
             reads: vec![Vec::new(); graph.nodes().len()],
             kept: BTreeSet::new(),
             apart: forced.clone(),
+            counts: Vec::new(),
         };
+        body.counts = graph.ids().map(|id| body.domain(id).count()).collect();
         for id in graph.ids() {
             if body.is_computed(id) {
                 body.reads[id.idx()] = body.find_reads(id);

@@ -2,9 +2,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use mdl_graph::{Name, NodeId};
+use mdl_graph::{Name, NodeId, Op};
 
-use super::{Body, Group, Shape, bytes_moved};
+use super::{Body, Group, Kind, Shape, bytes_moved, makes_rows};
 
 /// A kernel with more members or buffers than this gains nothing more: its strips leave the first-level cache.
 const MOST_MEMBERS: usize = 96;
@@ -13,13 +13,33 @@ const MOST_BUFFERS: usize = 28;
 /// Where a group meets a value: the dimension of each of the value's axes.
 type Touch = BTreeMap<NodeId, Vec<(Name, usize)>>;
 
+/// Merging goes from what can only be merged in one way to what is left.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Round {
+    /// Maps that only exits read, with those: nothing else may keep them.
+    Feeders,
+    /// Everything without exits, so that maps over a contraction come into its epilogue whole.
+    Maps,
+    All,
+}
+
 struct State<'a, 'g> {
     body: &'a Body<'g>,
     /// `None` once merged into another.
     groups: Vec<Option<Group>>,
+    /// Of each group that is left: what it touches, and the bytes that it moves.
+    touches: Vec<Touch>,
+    costs: Vec<u64>,
     of: BTreeMap<NodeId, usize>,
     /// Of each value in memory: the nodes that read it.
     readers: BTreeMap<NodeId, Vec<NodeId>>,
+    /// The groups that read what each makes; those that were merged away stand for what they were merged into.
+    next: Vec<BTreeSet<usize>>,
+    into: Vec<usize>,
+    /// Maps whose every reader is an exit, or such a map.
+    feeders: BTreeSet<NodeId>,
+    /// What merging two groups gives and saves, as long as neither changes.
+    known: BTreeMap<(usize, usize), Option<(u64, Group)>>,
 }
 
 /// Merges until nothing more is gained; the groups come in an order in which they can run.
@@ -34,9 +54,40 @@ pub(super) fn merge(body: &Body<'_>, groups: Vec<Group>) -> Vec<Group> {
             }
         }
     }
-    let mut state = State { body, groups: groups.into_iter().map(Some).collect(), of, readers };
-    // Each round merges disjoint pairs only, so that the savings it sorted by stay true.
-    while state.round() {}
+    let mut next: Vec<BTreeSet<usize>> = vec![BTreeSet::new(); groups.len()];
+    for (value, all) in &readers {
+        let maker = match body.graph.op(*value) {
+            Op::Get(_) => body.graph.args(*value)[0],
+            _ => *value,
+        };
+        let Some(from) = of.get(&maker) else { continue };
+        next[*from].extend(all.iter().map(|reader| of[reader]).filter(|to| to != from));
+    }
+    let exits: BTreeSet<NodeId> = groups.iter().flat_map(|group| group.exits.iter().copied()).collect();
+    let mut feeders = BTreeSet::new();
+    for id in of.keys().rev().filter(|id| body.kind(**id) == Kind::Map && !body.kept.contains(id)) {
+        let all = readers.get(id).map_or(&[][..], Vec::as_slice);
+        if !all.is_empty() && all.iter().all(|reader| exits.contains(reader) || feeders.contains(reader)) {
+            feeders.insert(*id);
+        }
+    }
+    let mut state = State {
+        body,
+        touches: groups.iter().map(|group| touches(body, group)).collect(),
+        costs: Vec::new(),
+        into: (0..groups.len()).collect(),
+        groups: groups.into_iter().map(Some).collect(),
+        of,
+        readers,
+        next,
+        feeders,
+        known: BTreeMap::new(),
+    };
+    state.costs = state.groups.iter().flatten().map(|group| state.cost(&group.members)).collect();
+    for round in [Round::Feeders, Round::Maps, Round::All] {
+        // Each pass merges disjoint pairs only, so that the savings it sorted by stay true.
+        while state.pass(round) {}
+    }
     state.in_order()
 }
 
@@ -50,7 +101,18 @@ impl State<'_, '_> {
         bytes_moved(self.body, members, &|id| self.is_stored(members, id))
     }
 
-    fn round(&mut self) -> bool {
+    /// Whether two groups may be merged in this round.
+    fn is_due(&self, round: Round, a: &Group, b: &Group) -> bool {
+        let feeds =
+            |group: &Group| group.members.keys().all(|id| self.feeders.contains(id) || group.exits.contains(id));
+        match round {
+            Round::Feeders => feeds(a) && feeds(b) && !(a.exits.is_empty() && b.exits.is_empty()),
+            Round::Maps => a.exits.is_empty() && b.exits.is_empty() && !(feeds(a) || feeds(b)),
+            Round::All => true,
+        }
+    }
+
+    fn pass(&mut self, round: Round) -> bool {
         let mut pairs: BTreeSet<(usize, usize)> = BTreeSet::new();
         for (value, readers) in &self.readers {
             let mut around: BTreeSet<usize> = readers.iter().map(|id| self.of[id]).collect();
@@ -60,62 +122,80 @@ impl State<'_, '_> {
                 pairs.extend(around[i + 1..].iter().map(|b| (*a, *b)));
             }
         }
-        let mut found: Vec<(u64, usize, usize, usize, Group)> = Vec::new();
+        let mut found: Vec<(u64, u32, usize, usize)> = Vec::new();
         for (a, b) in pairs {
             let (Some(first), Some(second)) = (&self.groups[a], &self.groups[b]) else { continue };
-            let Some(joined) = join(self.body, first, second) else { continue };
-            let apart = self.cost(&first.members) + self.cost(&second.members);
-            let Some(saved) = apart.checked_sub(self.cost(&joined.members)).filter(|saved| *saved > 0) else {
+            if !self.is_due(round, first, second) {
                 continue;
-            };
-            let distance =
-                first.members.keys().next().zip(second.members.keys().next()).map_or(0, |(x, y)| x.0.abs_diff(y.0));
-            found.push((saved, distance as usize, a, b, joined));
+            }
+            if !self.known.contains_key(&(a, b)) {
+                let joined = join(self.body, first, second, &self.touches[a], &self.touches[b]).and_then(|joined| {
+                    let apart = self.costs[a] + self.costs[b];
+                    let saved = apart.checked_sub(self.cost(&joined.members)).filter(|saved| *saved > 0)?;
+                    Some((saved, joined))
+                });
+                self.known.insert((a, b), joined);
+            }
+            let Some(Some((saved, _))) = self.known.get(&(a, b)) else { continue };
+            let ends = first.members.keys().next().zip(second.members.keys().next());
+            found.push((*saved, ends.map_or(0, |(x, y)| x.0.abs_diff(y.0)), a, b));
         }
-        found.sort_by_key(|(saved, distance, a, b, _)| (std::cmp::Reverse(*saved), *distance, *a, *b));
+        found.sort_by_key(|(saved, distance, a, b)| (std::cmp::Reverse(*saved), *distance, *a, *b));
         let mut touched: BTreeSet<usize> = BTreeSet::new();
-        for (_, _, a, b, joined) in found {
+        for (_, _, a, b) in found {
             if touched.contains(&a) || touched.contains(&b) || self.has_detour(a, b) || self.has_detour(b, a) {
                 continue;
             }
+            let Some(Some((_, joined))) = self.known.remove(&(a, b)) else { continue };
             touched.extend([a, b]);
-            for id in joined.members.keys() {
-                self.of.insert(*id, a);
-            }
-            self.groups[a] = Some(joined);
-            self.groups[b] = None;
+            self.replace(a, b, joined);
         }
+        self.known.retain(|(a, b), _| !touched.contains(a) && !touched.contains(b));
         !touched.is_empty()
     }
 
-    /// The groups that read what a group makes.
-    fn next(&self, at: usize) -> BTreeSet<usize> {
-        let Some(group) = &self.groups[at] else { return BTreeSet::new() };
-        let mut next = BTreeSet::new();
-        for id in group.members.keys() {
-            if let Some(readers) = self.readers.get(id) {
-                next.extend(readers.iter().map(|reader| self.of[reader]).filter(|to| *to != at));
-            }
-            // The results of a loop are given nodes, read by whoever reads them.
-            for get in self.body.gets(*id) {
-                if let Some(readers) = self.readers.get(&get) {
-                    next.extend(readers.iter().map(|reader| self.of[reader]).filter(|to| *to != at));
-                }
-            }
+    /// Makes `joined` of the groups `a` and `b`, in the place of `a`.
+    fn replace(&mut self, a: usize, b: usize, joined: Group) {
+        for id in joined.members.keys() {
+            self.of.insert(*id, a);
         }
-        next
+        self.costs[a] = self.cost(&joined.members);
+        self.touches[a] = touches(self.body, &joined);
+        self.groups[a] = Some(joined);
+        self.groups[b] = None;
+        self.touches[b].clear();
+        let after = std::mem::take(&mut self.next[b]);
+        self.next[a].extend(after);
+        self.into[b] = a;
+    }
+
+    fn standing(&self, mut at: usize) -> usize {
+        while self.into[at] != at {
+            at = self.into[at];
+        }
+        at
+    }
+
+    /// The groups that read what a group makes.
+    fn after(&self, at: usize) -> impl Iterator<Item = usize> + '_ {
+        self.next[at].iter().map(|to| self.standing(*to)).filter(move |to| *to != at)
     }
 
     /// A path from one group to another through a third.
     fn has_detour(&self, from: usize, to: usize) -> bool {
-        let mut stack: Vec<usize> = self.next(from).into_iter().filter(|at| *at != to).collect();
-        let mut seen: BTreeSet<usize> = stack.iter().copied().collect();
+        let mut seen = vec![false; self.groups.len()];
+        let mut stack: Vec<usize> = Vec::new();
+        for at in self.after(from).filter(|at| *at != to) {
+            if !std::mem::replace(&mut seen[at], true) {
+                stack.push(at);
+            }
+        }
         while let Some(at) = stack.pop() {
-            for next in self.next(at) {
+            for next in self.after(at) {
                 if next == to {
                     return true;
                 }
-                if seen.insert(next) {
+                if !std::mem::replace(&mut seen[next], true) {
                     stack.push(next);
                 }
             }
@@ -126,7 +206,7 @@ impl State<'_, '_> {
     fn in_order(self) -> Vec<Group> {
         let mut waits: BTreeMap<usize, usize> = BTreeMap::new();
         let alive: Vec<usize> = (0..self.groups.len()).filter(|at| self.groups[*at].is_some()).collect();
-        let next: BTreeMap<usize, BTreeSet<usize>> = alive.iter().map(|at| (*at, self.next(*at))).collect();
+        let next: BTreeMap<usize, BTreeSet<usize>> = alive.iter().map(|at| (*at, self.after(*at).collect())).collect();
         for to in next.values().flatten() {
             *waits.entry(*to).or_default() += 1;
         }
@@ -170,7 +250,7 @@ fn touches(body: &Body<'_>, group: &Group) -> Touch {
 }
 
 /// The two groups as one, if that is legal but for paths through a third.
-fn join(body: &Body<'_>, a: &Group, b: &Group) -> Option<Group> {
+fn join(body: &Body<'_>, a: &Group, b: &Group, touch_a: &Touch, touch_b: &Touch) -> Option<Group> {
     let alone = |group: &Group| matches!(group.shape, Shape::Alone(_));
     let contract = |group: &Group| matches!(group.shape, Shape::Contract(_));
     if alone(a) || alone(b) || (contract(a) && contract(b)) || a.members.len() + b.members.len() > MOST_MEMBERS {
@@ -183,7 +263,13 @@ fn join(body: &Body<'_>, a: &Group, b: &Group) -> Option<Group> {
     if a.dims.iter().chain(&b.dims).any(|(_, size)| *size == 0) {
         return None;
     }
-    let map = match_dims(body, a, b)?;
+    // Two sizes of iteration space: one must be the rows of the other.
+    let (count_a, count_b) = (a.count(0..a.dims.len()), b.count(0..b.dims.len()));
+    let (rows, whole) = (count_a.min(count_b), count_a.max(count_b));
+    if rows != whole && (whole % rows != 0 || !makes_rows(rows, whole / rows)) {
+        return None;
+    }
+    let map = match_dims(a, b, touch_a, touch_b)?;
     let mut joined = a.clone();
     let mut to: Vec<usize> = Vec::with_capacity(b.dims.len());
     for (dim, at) in map.iter().enumerate() {
@@ -244,8 +330,7 @@ fn join(body: &Body<'_>, a: &Group, b: &Group) -> Option<Group> {
 }
 
 /// For each dimension of `b` the dimension of `a` that it is, by the values that both touch, then by name.
-fn match_dims(body: &Body<'_>, a: &Group, b: &Group) -> Option<Vec<Option<usize>>> {
-    let (touch_a, touch_b) = (touches(body, a), touches(body, b));
+fn match_dims(a: &Group, b: &Group, touch_a: &Touch, touch_b: &Touch) -> Option<Vec<Option<usize>>> {
     let mut map: Vec<Option<usize>> = vec![None; b.dims.len()];
     // What one makes and the other reads decides; values that both read only suggest.
     let made = |id: &NodeId| a.members.contains_key(id) || b.members.contains_key(id);

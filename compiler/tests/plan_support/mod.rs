@@ -1,5 +1,7 @@
 //! Executes a plan with the interpreter of kernels.
 
+pub(crate) mod gpt;
+
 use std::convert::Infallible;
 
 use mdl_compiler::plan::{Base, KernelId, Machine, Place, Plan, Port, Walker};
