@@ -183,7 +183,7 @@ impl<'w> Elaborator<'w> {
     }
 
     /// Reports a mistake that the caller found; the diagnostic gets the call that led there, if it lies in the library.
-    pub fn report(&mut self, diagnostic: Diagnostic) -> Stop {
-        self.fail(diagnostic)
+    pub fn report(&mut self, diagnostic: Diagnostic) {
+        self.push(diagnostic);
     }
 }
