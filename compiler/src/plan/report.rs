@@ -82,3 +82,18 @@ pub struct GroupReport {
     pub bytes_after: u64,
     pub flops: u64,
 }
+
+impl Report {
+    /// The groups as a table, one line each: how often it runs, its iteration space, what it does, and the bytes that one run
+    /// moves, before fusion and after.
+    pub fn table(&self) -> String {
+        let mut text = String::new();
+        for group in &self.groups {
+            text.push_str(&format!(
+                "{:>3} x {} [{}] of {}, {} -> {} bytes\n",
+                group.runs, group.name, group.domain, group.members, group.bytes_before, group.bytes_after
+            ));
+        }
+        text
+    }
+}

@@ -146,7 +146,7 @@ fn block(s: &Gpt) -> Graph {
         block_weights(s).iter().map(|(name, axes)| b.g.input(*name, InputKind::Param, ty(F, axes))).collect();
     let seen = b.g.input("seen", InputKind::Param, ty(DType::Bool, &[("t", s.t), ("t'", s.t)]));
     let y = b.norm(x, w[0], w[1], s.width);
-    let mut linear = |b: &mut B, over: &[&str], x: NodeId, at: usize| {
+    let linear = |b: &mut B, over: &[&str], x: NodeId, at: usize| {
         let y = b.dot(over, x, w[at]);
         b.add(y, w[at + 1])
     };

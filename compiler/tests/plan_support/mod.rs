@@ -1,5 +1,6 @@
 //! Executes a plan with the interpreter of kernels.
 
+#[allow(dead_code, reason = "not every test has a language model")]
 pub(crate) mod gpt;
 
 use std::convert::Infallible;
@@ -10,6 +11,20 @@ use mdl_graph::{DType, Graph, Role, Scalar};
 
 use crate::interp;
 use crate::memory::{self, Buffers};
+
+/// Compares with `tests/golden/plan/<file>`; with `UPDATE_GOLDEN` set the file is written, and its diff read by a person.
+#[allow(dead_code, reason = "not every test has a golden file")]
+pub(crate) fn golden(file: &str, text: &str) {
+    let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/plan").join(file);
+    if std::env::var_os("UPDATE_GOLDEN").is_some() {
+        std::fs::write(&path, text).unwrap();
+    }
+    let expected = std::fs::read_to_string(&path).unwrap_or_default();
+    if let Some((at, (new, old))) = text.lines().zip(expected.lines()).enumerate().find(|(_, (new, old))| new != old) {
+        panic!("{file}:{}: is\n{new}\nwas\n{old}", at + 1);
+    }
+    assert_eq!(text.lines().count(), expected.lines().count(), "{file} has another number of lines");
+}
 
 struct Memory<'p> {
     plan: &'p Plan,
