@@ -5,8 +5,8 @@
 //! Invariants: each pass gives a graph that verifies, with the inputs of the one it took. Deliberately absent: machine code,
 //! files, threads, and the language: this crate knows graphs only.
 
-mod cost;
 pub mod budget;
+mod cost;
 pub mod decode;
 mod fuse;
 pub mod grad;

@@ -52,6 +52,17 @@ pub enum StageKind {
     Eval(Box<EvalSpec>),
 }
 
+impl StageKind {
+    /// The word that opens its block.
+    pub fn name(&self) -> &'static str {
+        match self {
+            StageKind::Data(_) => "data",
+            StageKind::Train(_) => "train",
+            StageKind::Eval(_) => "eval",
+        }
+    }
+}
+
 // ---- data ----
 
 /// A `data` block. Paths are as written, relative to the recipe's folder.

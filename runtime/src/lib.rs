@@ -1,1 +1,14 @@
-//! See README.md.
+//! Runs checked recipes: stages, training, evaluation, generated text.
+//!
+//! In: a [`Program`](mdl_lang::spec::Program) of the checker. Out: artifacts in a run's folder, and [`event::Event`]s for whoever
+//! watches. Deliberately absent: the language's syntax, arguments, colours, and anything that prints.
+
+pub mod checkpoint;
+pub mod device;
+pub mod error;
+pub mod event;
+pub mod generate;
+pub mod metrics;
+pub mod run;
+pub mod stage;
+pub mod tfevents;

@@ -1,0 +1,211 @@
+//! The arguments of every command, the recipe's own `arg`s among them.
+
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+
+use clap::builder::PossibleValuesParser;
+use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
+use mdl_lang::spec;
+
+/// Commands that read a recipe, and so have its `arg`s as flags.
+pub(crate) const ON_RECIPES: [&str; 4] = ["run", "check", "build", "generate"];
+
+/// What every command on a recipe takes.
+#[derive(Clone, Debug)]
+pub(crate) struct Common {
+    pub(crate) recipe: PathBuf,
+    pub(crate) out: Option<PathBuf>,
+    pub(crate) threads: Option<usize>,
+    pub(crate) seed: Option<u64>,
+    pub(crate) quiet: bool,
+    pub(crate) json: bool,
+    /// The recipe's `arg`s that were given, as text.
+    pub(crate) given: Vec<(String, String)>,
+}
+
+fn flag(name: &'static str, value: &'static str, help: &'static str) -> Arg {
+    Arg::new(name).long(name).value_name(value).help(help)
+}
+
+fn switch(name: &'static str, help: &'static str) -> Arg {
+    Arg::new(name).long(name).action(ArgAction::SetTrue).help(help)
+}
+
+fn color() -> Arg {
+    flag("color", "WHEN", "Colour in messages")
+        .value_parser(PossibleValuesParser::new(["auto", "always", "never"]))
+        .default_value("auto")
+        .global(true)
+}
+
+fn on_recipe(command: Command, recipe_args: &[spec::Arg]) -> Command {
+    let mut command = command
+        .arg(Arg::new("RECIPE").required(true).value_parser(value_parser!(PathBuf)).help("The .mdl file"))
+        .arg(
+            flag("out", "DIR", "Where artifacts go [default: runs/<recipe> beside the recipe]")
+                .value_parser(value_parser!(PathBuf)),
+        )
+        .arg(
+            flag("threads", "N", "Threads to compute with [default: all cores]")
+                .value_parser(value_parser!(u64).range(1..=1024)),
+        )
+        .arg(
+            flag("device", "NAME", "What to compute on")
+                .value_parser(PossibleValuesParser::new(["cpu"]))
+                .default_value("cpu"),
+        )
+        .arg(flag("seed", "N", "Replaces the seed of every training stage").value_parser(value_parser!(u64)))
+        .arg(switch("quiet", "Only errors"))
+        .arg(switch("json", "Output for programs: one JSON value a line"))
+        .next_help_heading("Arguments of the recipe");
+    for arg in recipe_args {
+        let long = arg.name.replace('_', "-");
+        let mut help = arg.doc.lines().map(str::trim).collect::<Vec<_>>().join(" ").trim().to_string();
+        if let Some(default) = &arg.default {
+            help.push_str(&format!("{}[default: {default}]", if help.is_empty() { "" } else { " " }));
+        }
+        let mut flag = Arg::new(format!("arg:{}", arg.name)).long(long.clone()).value_name(arg.ty.clone()).help(help);
+        if long != arg.name {
+            flag = flag.alias(arg.name.clone());
+        }
+        command = command.arg(flag.allow_hyphen_values(true));
+    }
+    command
+}
+
+/// The whole command line. `recipe_args` are those of the recipe that the command names, when it could be read.
+pub(crate) fn command(recipe_args: &[spec::Arg]) -> Command {
+    let run = on_recipe(Command::new("run").about("Runs the stages of a recipe that are not up to date"), recipe_args);
+    let check = on_recipe(
+        Command::new("check").about("Checks a recipe, and prints parameters, cost and memory of each stage"),
+        recipe_args,
+    );
+    let build = on_recipe(Command::new("build").about("Prints what the compiler makes of a recipe"), recipe_args)
+        .arg(
+            flag("emit", "WHAT", "What to print")
+                .value_parser(PossibleValuesParser::new(crate::command::build::EMITS))
+                .default_value("plan"),
+        )
+        .arg(flag("stage", "NAME", "The stage to print [default: the first that trains]"))
+        .arg(flag("dump-after", "PASS", "Prints the graph after this pass instead"));
+    let generate = on_recipe(Command::new("generate").about("Writes text with a trained stage"), recipe_args)
+        .arg(flag("stage", "NAME", "The trained stage [default: the last one that trains]"))
+        .arg(flag("prompt", "TEXT", "What the text begins with").required(true))
+        .arg(flag("new", "N", "How many tokens to write").value_parser(value_parser!(u64)).default_value("200"))
+        .arg(
+            flag("temperature", "T", "0 takes the most likely token always")
+                .value_parser(value_parser!(f64))
+                .default_value("0.8"),
+        )
+        .arg(flag("top-k", "K", "Only the K most likely tokens; 0 for all").value_parser(value_parser!(u64)).default_value("0"))
+        .arg(
+            flag("top-p", "P", "Only the most likely tokens that have probability P together")
+                .value_parser(value_parser!(f64))
+                .default_value("1.0"),
+        );
+    let fmt = Command::new("fmt")
+        .about("Formats recipes in place")
+        .arg(Arg::new("FILES").required(true).num_args(1..).value_parser(value_parser!(PathBuf)))
+        .arg(switch("check", "Changes nothing; says which files would change, and ends with 1 if any"));
+    let explain = Command::new("explain")
+        .about("Explains an error code, with a wrong and a right example")
+        .arg(Arg::new("CODE").required(true).help("Such as E0204"));
+    Command::new("mdlc")
+        .version(env!("CARGO_PKG_VERSION"))
+        .about("Compiles and runs .mdl recipes: data, models, training, evaluation")
+        .after_help("Exit codes: 0 done, 1 the recipe or its data is wrong, 2 wrong usage, 3 the run failed.")
+        .arg(color())
+        .subcommand_required(true)
+        .arg_required_else_help(true)
+        .subcommands([run, check, build, generate, fmt, explain])
+}
+
+/// The recipe that a command line names: the first word after the command that is no flag and no flag's value.
+pub(crate) fn find_recipe(words: &[OsString]) -> Option<PathBuf> {
+    const VALUED: [&str; 12] = [
+        "--out", "--threads", "--device", "--seed", "--color", "--emit", "--stage", "--dump-after", "--prompt", "--new",
+        "--temperature", "--top-k",
+    ];
+    let mut words = words.iter().skip(1).map(|word| word.to_string_lossy());
+    words.by_ref().find(|word| ON_RECIPES.contains(&word.as_ref()))?;
+    let mut is_value = false;
+    for word in words {
+        if word.starts_with("--") {
+            is_value = VALUED.contains(&word.as_ref());
+        } else if std::mem::take(&mut is_value) {
+            continue;
+        } else if word.ends_with(".mdl") || Path::new(word.as_ref()).is_file() {
+            return Some(PathBuf::from(word.as_ref()));
+        }
+    }
+    None
+}
+
+impl Common {
+    pub(crate) fn of(matches: &ArgMatches, recipe_args: &[spec::Arg]) -> Common {
+        let given = recipe_args.iter().filter_map(|arg| {
+            let value = matches.get_one::<String>(&format!("arg:{}", arg.name))?;
+            // In the recipe a path is relative to the recipe; on the command line, to where the user is.
+            let value = match (arg.ty.as_str(), std::env::current_dir()) {
+                ("Path", Ok(here)) => here.join(value).to_string_lossy().into_owned(),
+                _ => value.clone(),
+            };
+            Some((arg.name.clone(), value))
+        });
+        Common {
+            recipe: matches.get_one::<PathBuf>("RECIPE").cloned().unwrap_or_default(),
+            out: matches.get_one::<PathBuf>("out").cloned(),
+            threads: matches.get_one::<u64>("threads").map(|threads| *threads as usize),
+            seed: matches.get_one::<u64>("seed").copied(),
+            quiet: matches.get_flag("quiet"),
+            json: matches.get_flag("json"),
+            given: given.collect(),
+        }
+    }
+
+    /// The recipe's folder.
+    pub(crate) fn base(&self) -> PathBuf {
+        match self.recipe.parent() {
+            Some(folder) if !folder.as_os_str().is_empty() => folder.to_path_buf(),
+            _ => PathBuf::from("."),
+        }
+    }
+
+    pub(crate) fn out(&self) -> PathBuf {
+        let stem = self.recipe.file_stem().unwrap_or_default();
+        self.out.clone().unwrap_or_else(|| self.base().join("runs").join(stem))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn words(text: &str) -> Vec<OsString> {
+        text.split_whitespace().map(OsString::from).collect()
+    }
+
+    #[test]
+    fn the_recipe_is_found_wherever_it_stands() {
+        let found = |text: &str| find_recipe(&words(text)).map(|path| path.to_string_lossy().into_owned());
+        assert_eq!(found("mdlc run a.mdl --steps 3"), Some("a.mdl".into()));
+        assert_eq!(found("mdlc run --out x.mdl a.mdl"), Some("a.mdl".into()));
+        assert_eq!(found("mdlc --color never check a.mdl"), Some("a.mdl".into()));
+        assert_eq!(found("mdlc explain E0204"), None);
+    }
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        let arg = spec::Arg {
+            name: "n_steps".into(),
+            ty: "Int".into(),
+            doc: "How many steps.".into(),
+            default: Some("5".into()),
+            value: None,
+        };
+        command(&[arg.clone()]).debug_assert();
+        let matches = command(&[arg]).try_get_matches_from(words("mdlc run a.mdl --n-steps 7")).unwrap();
+        let (_, matches) = matches.subcommand().unwrap();
+        assert_eq!(matches.get_one::<String>("arg:n_steps").map(String::as_str), Some("7"));
+    }
+}

@@ -1,0 +1,87 @@
+//! The commands, one function each. Each gives the process's exit code.
+
+pub(crate) mod build;
+mod check;
+mod explain;
+mod fmt;
+mod generate;
+mod run;
+
+use std::ffi::OsString;
+use std::io::{IsTerminal, Write};
+
+use clap::ArgMatches;
+
+use crate::args::{self, Common};
+use crate::load::{self, Loaded};
+use crate::{exit, paint};
+
+pub(crate) fn main(words: Vec<OsString>) -> u8 {
+    let recipe_args = args::find_recipe(&words).map(|path| load::recipe_args(&path)).unwrap_or_default();
+    let command = args::command(&[]);
+    // Flags that every command has cannot be those of a recipe.
+    let taken = |name: &str| {
+        let subcommands = command.get_subcommands().filter(|command| args::ON_RECIPES.contains(&command.get_name()));
+        subcommands.flat_map(|command| command.get_arguments()).any(|arg| arg.get_long() == Some(name)) || name == "help"
+    };
+    if let Some(arg) = recipe_args.iter().find(|arg| taken(&arg.name.replace('_', "-"))) {
+        fail(&format!("the recipe's `arg {}` has the name of a flag of mdlc: give it another name", arg.name));
+        return exit::WRONG;
+    }
+    let matches = match args::command(&recipe_args).try_get_matches_from(words) {
+        Ok(matches) => matches,
+        Err(error) => {
+            let code = if error.use_stderr() { exit::USAGE } else { 0 };
+            let _ = error.print();
+            return code;
+        }
+    };
+    let color = match matches.get_one::<String>("color").map(String::as_str) {
+        Some("always") => true,
+        Some("never") => false,
+        _ => std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none(),
+    };
+    match matches.subcommand() {
+        Some(("run", matches)) => run::run(&Common::of(matches, &recipe_args), color),
+        Some(("check", matches)) => check::check(&Common::of(matches, &recipe_args), color),
+        Some(("build", matches)) => build::build(&Common::of(matches, &recipe_args), matches, color),
+        Some(("generate", matches)) => generate::generate(&Common::of(matches, &recipe_args), matches, color),
+        Some(("fmt", matches)) => fmt::fmt(matches, color),
+        Some(("explain", matches)) => explain::explain(matches),
+        _ => exit::USAGE,
+    }
+}
+
+/// One line on standard error.
+pub(crate) fn fail(message: &str) {
+    let _ = writeln!(std::io::stderr(), "error: {message}");
+}
+
+/// Reads and checks a recipe and says what is wrong with it. `Err` is the exit code.
+pub(crate) fn loaded(common: &Common, color: bool) -> Result<Loaded, u8> {
+    let cache = common.out().join("cache");
+    let loaded = load::check(common, Some(&cache)).map_err(|message| {
+        fail(&message);
+        exit::WRONG
+    })?;
+    report(&loaded, common.json, color);
+    if loaded.has_errors() { Err(exit::WRONG) } else { Ok(loaded) }
+}
+
+fn report(loaded: &Loaded, json: bool, color: bool) {
+    if json {
+        for diagnostic in &loaded.diagnostics {
+            crate::progress::print_line(&paint::json(diagnostic, &loaded.sources).to_string());
+        }
+    } else if !loaded.diagnostics.is_empty() {
+        let _ = write!(std::io::stderr(), "{}", paint::paint(&loaded.diagnostics, &loaded.sources, color));
+    }
+}
+
+/// A number given by a flag that has a default.
+pub(crate) fn given<T: Clone + Send + Sync + 'static>(matches: &ArgMatches, name: &str) -> T {
+    match matches.get_one::<T>(name) {
+        Some(value) => value.clone(),
+        None => mdl_graph::bug!("`--{name}` has no default"),
+    }
+}

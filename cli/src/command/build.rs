@@ -1,0 +1,98 @@
+//! `mdlc build RECIPE --emit=…`: what each step of the compiler makes of a recipe.
+
+use clap::ArgMatches;
+use mdl_compiler::pass::{PASSES, Pass, prepare_watched};
+use mdl_compiler::plan::{GroupReport, Report};
+use mdl_graph::Graph;
+use mdl_lang::spec::{StageKind, TrainSpec};
+use mdl_runtime::device::{options, plan_step};
+
+use super::{fail, given, loaded};
+use crate::args::Common;
+use crate::exit;
+use crate::load::Loaded;
+use crate::progress::print_line;
+
+/// What `--emit` takes, in the order of the compiler's road.
+pub(crate) const EMITS: [&str; 7] = ["ast", "program", "graph", "fused", "kernels", "clif", "plan"];
+
+pub(super) fn build(common: &Common, matches: &ArgMatches, color: bool) -> u8 {
+    let loaded = match loaded(common, color) {
+        Ok(loaded) => loaded,
+        Err(code) => return code,
+    };
+    let emit: String = given(matches, "emit");
+    let stage = matches.get_one::<String>("stage").map(String::as_str);
+    let pass = matches.get_one::<String>("dump-after").map(String::as_str);
+    match text(&loaded, &emit, stage, pass) {
+        Ok(text) => {
+            print_line(text.trim_end());
+            0
+        }
+        Err(message) => {
+            fail(&message);
+            exit::WRONG
+        }
+    }
+}
+
+fn text(loaded: &Loaded, emit: &str, stage: Option<&str>, pass: Option<&str>) -> Result<String, String> {
+    if let Some(pass) = pass {
+        let spec = train_stage(loaded, stage)?;
+        if !PASSES.iter().any(|known| known.name == pass) {
+            let names: Vec<&str> = PASSES.iter().map(|pass| pass.name).collect();
+            return Err(format!("there is no pass `{pass}`; there are {}", names.join(", ")));
+        }
+        let mut dump = String::new();
+        let mut watch = |done: &Pass, graph: &Graph| {
+            if done.name == pass {
+                dump = graph.to_string();
+            }
+        };
+        prepare_watched(&spec.step, &options(spec), &mut watch).map_err(|error| error.to_string())?;
+        return Ok(dump);
+    }
+    let json = |error: serde_json::Error| error.to_string();
+    match emit {
+        "ast" => {
+            let source = loaded.sources.get(loaded.main).map_or("", |source| source.text.as_str());
+            let (file, _) = mdl_lang::syntax::parse(loaded.main, source);
+            serde_json::to_string_pretty(&file).map_err(json)
+        }
+        "program" => serde_json::to_string_pretty(&loaded.program).map_err(json),
+        "graph" => Ok(train_stage(loaded, stage)?.step.to_string()),
+        _ => {
+            let plan = plan_step(train_stage(loaded, stage)?).map_err(|error| error.to_string())?;
+            match emit {
+                "fused" => Ok(groups(&plan.report)),
+                "kernels" => Ok(plan.kernels.iter().map(|kernel| format!("{kernel}\n")).collect()),
+                "clif" => {
+                    let clif = plan.kernels.iter().map(mdl_codegen::clif).collect::<Result<Vec<_>, _>>();
+                    Ok(clif.map_err(|error| error.to_string())?.concat())
+                }
+                _ => Ok(plan.to_string()),
+            }
+        }
+    }
+}
+
+/// One line for each launch of the plan's text.
+fn groups(report: &Report) -> String {
+    let mut text = format!("{:>6} {:>5} {:>12} {:>12} {:>12}  kernel over its domain\n", "runs", "ops", "unfused B", "B", "FLOP");
+    for group in &report.groups {
+        let GroupReport { name, domain, members, runs, bytes_before, bytes_after, flops } = group;
+        text.push_str(&format!("{runs:>6} {members:>5} {bytes_before:>12} {bytes_after:>12} {flops:>12}  {name} [{domain}]\n"));
+    }
+    text
+}
+
+fn train_stage<'a>(loaded: &'a Loaded, name: Option<&str>) -> Result<&'a TrainSpec, String> {
+    let mut found = loaded.program.stages.iter().filter_map(|stage| match &stage.kind {
+        StageKind::Train(spec) if name.is_none_or(|name| name == stage.name) => Some(spec.as_ref()),
+        _ => None,
+    });
+    found.next().ok_or_else(|| match name {
+        Some(name) => format!("the recipe has no train stage `{name}`"),
+        None => "the recipe has no train stage".to_string(),
+    })
+}

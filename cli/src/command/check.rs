@@ -1,0 +1,66 @@
+//! `mdlc check RECIPE`: what is wrong, and what each stage costs.
+
+use indicatif::HumanBytes;
+use mdl_compiler::plan::Plan;
+use mdl_lang::spec::{StageKind, TrainSpec};
+use mdl_runtime::device::plan_step;
+use serde_json::{Value, json};
+
+use super::{fail, loaded};
+use crate::args::Common;
+use crate::exit;
+use crate::progress::print_line;
+
+pub(super) fn check(common: &Common, color: bool) -> u8 {
+    let loaded = match loaded(common, color) {
+        Ok(loaded) => loaded,
+        Err(code) => return code,
+    };
+    for stage in &loaded.program.stages {
+        let StageKind::Train(spec) = &stage.kind else {
+            if !common.json && !common.quiet {
+                print_line(&format!("{} {}: ok", stage.kind.name(), stage.name));
+            }
+            continue;
+        };
+        match plan_step(spec) {
+            Ok(plan) if common.json => print_line(&as_json(&stage.name, spec, &plan).to_string()),
+            Ok(plan) if !common.quiet => print_line(&as_text(&stage.name, spec, &plan)),
+            Ok(_) => {}
+            Err(error) => {
+                fail(&format!("train {}: {error}", stage.name));
+                return exit::WRONG;
+            }
+        }
+    }
+    0
+}
+
+/// Tokens of a batch; rows where there are no tokens.
+fn tokens(spec: &TrainSpec, plan: &Plan) -> u64 {
+    plan.input("ids").map_or(spec.batch, |port| port.count())
+}
+
+fn as_text(name: &str, spec: &TrainSpec, plan: &Plan) -> String {
+    let report = &plan.report;
+    let per_token = report.flops as f64 / tokens(spec, plan).max(1) as f64;
+    let mut text = format!("train {name}: ok\n");
+    text.push_str(&format!("  parameters   {}\n", report.parameters));
+    text.push_str(&format!("  work         {:.3} MFLOP per token, {:.3} GFLOP per step\n", per_token / 1e6, report.flops as f64 / 1e9));
+    text.push_str(&format!("  peak memory  {}\n", HumanBytes(report.peak_bytes)));
+    for (category, bytes) in report.bytes.iter().filter(|(_, bytes)| *bytes > 0) {
+        text.push_str(&format!("    {category:<12} {}\n", HumanBytes(*bytes)));
+    }
+    text.trim_end().to_string()
+}
+
+fn as_json(name: &str, spec: &TrainSpec, plan: &Plan) -> Value {
+    let report = &plan.report;
+    let bytes: serde_json::Map<String, Value> =
+        report.bytes.iter().map(|(category, bytes)| (category.name().to_string(), json!(bytes))).collect();
+    json!({
+        "stage": name, "parameters": report.parameters, "flops": report.flops,
+        "flops_per_token": report.flops as f64 / tokens(spec, plan).max(1) as f64,
+        "peak_bytes": report.peak_bytes, "bytes": bytes,
+    })
+}

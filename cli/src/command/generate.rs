@@ -1,0 +1,91 @@
+//! `mdlc generate RECIPE --prompt TEXT`: text from a trained stage.
+
+use std::io::Write;
+
+use clap::ArgMatches;
+use mdl_lang::spec::{StageKind, TrainSpec};
+use mdl_runtime::checkpoint;
+use mdl_runtime::device::{Cpu, Tensors};
+use mdl_runtime::error::RunError;
+use mdl_runtime::generate::{Choice, Generator};
+use mdl_runtime::stage::train;
+
+use super::{fail, given, loaded};
+use crate::args::Common;
+use crate::exit;
+use crate::load::Loaded;
+
+pub(super) fn generate(common: &Common, matches: &ArgMatches, color: bool) -> u8 {
+    let loaded = match loaded(common, color) {
+        Ok(loaded) => loaded,
+        Err(code) => return code,
+    };
+    match write(common, matches, &loaded) {
+        Ok(()) => 0,
+        Err(RunError::Data(problems)) => {
+            fail(&RunError::Data(problems).to_string());
+            exit::WRONG
+        }
+        Err(error) => {
+            fail(&error.to_string());
+            exit::FAILED
+        }
+    }
+}
+
+fn write(common: &Common, matches: &ArgMatches, loaded: &Loaded) -> Result<(), RunError> {
+    let name = matches.get_one::<String>("stage").map(String::as_str);
+    let (stage, spec) = trained(loaded, name)?;
+    let Some(forward) = &spec.forward else {
+        return Err(RunError::failed(format!("writing text with `{stage}`"), "its model gives no logits for `ids`"));
+    };
+    let Some(StageKind::Data(data)) = loaded.program.stage(&spec.data).map(|stage| &stage.kind) else {
+        mdl_graph::bug!("`{}` is no data stage", spec.data);
+    };
+    let dataset = mdl_data::prepare(data, &common.base(), Some(&common.out().join("cache")))?;
+    let Some(tokenizer) = &dataset.tokenizer else {
+        return Err(RunError::failed(format!("writing text with `{stage}`"), "its data has no tokenizer"));
+    };
+    let folder = common.out().join(stage).join("checkpoints");
+    let Some(found) = checkpoint::latest(&folder)? else {
+        let why = format!("there is no checkpoint in {}; train it first: `mdlc run {}`", folder.display(), common.recipe.display());
+        return Err(RunError::failed(format!("writing text with `{stage}`"), why));
+    };
+    let prompt = tokenizer.encode(&given::<String>(matches, "prompt"))?;
+    let cpu = Cpu::new(common.threads)?;
+    let mut generator = Generator::new(forward, &train::orders(spec), &cpu)?;
+    let mut tensors = Tensors::new();
+    generator.allocate(&mut tensors);
+    train::load_weights(&found, spec, &mut tensors)?;
+    let choice = Choice {
+        temperature: given(matches, "temperature"),
+        top_k: given::<u64>(matches, "top-k") as usize,
+        top_p: given(matches, "top-p"),
+        seed: common.seed.unwrap_or(0),
+    };
+    let mut out = std::io::stdout();
+    let _ = write!(out, "{}", given::<String>(matches, "prompt"));
+    let mut stream = tokenizer.stream();
+    generator.generate(&mut tensors, &cpu, &prompt, given(matches, "new"), choice, |id| {
+        let text = stream.push(id);
+        // A reader that has gone away ends the text.
+        write!(out, "{text}").and_then(|()| out.flush()).is_ok() && Some(id) != tokenizer.end_of_text()
+    })?;
+    let _ = writeln!(out);
+    Ok(())
+}
+
+fn trained<'a>(loaded: &'a Loaded, name: Option<&str>) -> Result<(&'a str, &'a TrainSpec), RunError> {
+    let stages = loaded.program.stages.iter().rev().filter_map(|stage| match &stage.kind {
+        StageKind::Train(spec) => Some((stage.name.as_str(), spec.as_ref())),
+        _ => None,
+    });
+    let found = stages.filter(|(stage, _)| name.is_none_or(|name| name == *stage)).next();
+    found.ok_or_else(|| {
+        let why = match name {
+            Some(name) => format!("the recipe has no train stage `{name}`"),
+            None => "the recipe has no train stage".to_string(),
+        };
+        RunError::failed("finding the trained stage", why)
+    })
+}

@@ -1,0 +1,261 @@
+//! A graph made ready to run: plan, machine code, arena.
+
+use std::collections::BTreeMap;
+use std::convert::Infallible;
+use std::fmt;
+
+use mdl_codegen::{Buffers, Module, Target, Workspace};
+use mdl_compiler::budget::compile;
+use mdl_compiler::pass::Options;
+use mdl_compiler::plan::{Base, KernelId, Machine, Place, Plan, PlanOptions, Port, Walker};
+use mdl_data::{Batcher, FieldSlice, Filled};
+use mdl_graph::{DType, Graph, Name};
+use mdl_lang::spec::Field;
+use smallvec::SmallVec;
+
+use super::{Block, Cpu, Tensors};
+
+/// Why a graph could not be made ready.
+#[derive(Debug)]
+pub struct BuildError(pub String);
+
+impl fmt::Display for BuildError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for BuildError {}
+
+/// A number type that inputs and outputs may be viewed as.
+pub trait Element: Copy {
+    const DTYPE: DType;
+}
+
+impl Element for f32 {
+    const DTYPE: DType = DType::F32;
+}
+
+impl Element for i32 {
+    const DTYPE: DType = DType::I32;
+}
+
+pub struct Executable {
+    plan: Plan,
+    module: Module,
+    workspace: Workspace,
+    walker: Walker,
+    arena: Block,
+    /// Base addresses of `plan.states`, refreshed at each run.
+    states: Vec<*mut u8>,
+    /// Base addresses of a launch's buffers.
+    bufs: Vec<*mut u8>,
+}
+
+// SAFETY: the addresses are scratch of `run`, written before they are read.
+unsafe impl Send for Executable {}
+
+impl Executable {
+    /// Compiles a graph that trains nothing. `orders` are the axes of weights and states, outermost first.
+    pub fn new(graph: &Graph, orders: &BTreeMap<Name, Vec<Name>>, cpu: &Cpu) -> Result<Executable, BuildError> {
+        let planning = PlanOptions { orders: orders.clone(), ..PlanOptions::default() };
+        let plan = compile(graph, &Options::default(), &planning, None).map_err(|error| BuildError(error.to_string()))?;
+        Executable::of_plan(plan, cpu)
+    }
+
+    pub fn of_plan(plan: Plan, cpu: &Cpu) -> Result<Executable, BuildError> {
+        let module =
+            Module::compile(&plan.kernels, Target::Cpu(cpu.isa)).map_err(|error| BuildError(error.to_string()))?;
+        let most = plan.kernels.iter().map(|kernel| kernel.bufs.len()).max().unwrap_or(0);
+        Ok(Executable {
+            walker: Walker::new(&plan),
+            arena: Block::zeroed(plan.arena_bytes),
+            states: Vec::with_capacity(plan.states.len()),
+            bufs: Vec::with_capacity(most),
+            workspace: module.workspace(cpu.threads()),
+            module,
+            plan,
+        })
+    }
+
+    pub fn plan(&self) -> &Plan {
+        &self.plan
+    }
+
+    /// Runs the plan once. All of its weights and states must be in `tensors`; see [`Tensors::allocate`].
+    pub fn run(&mut self, tensors: &mut Tensors, cpu: &Cpu) {
+        self.states.clear();
+        for state in &self.plan.states {
+            self.states.push(tensors.base(&state.name));
+        }
+        let mut machine = Launches {
+            module: &self.module,
+            workspace: &self.workspace,
+            cpu,
+            arena: self.arena.base(),
+            states: &self.states,
+            bufs: &mut self.bufs,
+        };
+        let Ok(()) = self.walker.walk(&self.plan, &mut machine);
+    }
+
+    /// An input that is written before each run: a batch field or a scalar. `None` when the plan has no use for it.
+    pub fn input<T: Element>(&mut self, name: &str) -> Option<&mut [T]> {
+        let port = self.plan.input(name)?;
+        let (offset, count) = self.extent::<T>(port);
+        let bytes = &mut self.arena.bytes_mut()[offset..offset + count * size_of::<T>()];
+        // SAFETY: slots are aligned to `ALIGN_BYTES`, and any bits are a number.
+        let (before, values, after) = unsafe { bytes.align_to_mut::<T>() };
+        debug_assert!(before.is_empty() && after.is_empty());
+        Some(values)
+    }
+
+    /// The bytes of an input, in the order of its port's axes.
+    pub fn input_bytes(&mut self, name: &str) -> Option<&mut [u8]> {
+        let port = self.plan.input(name)?;
+        let slot = self.plan.slot(port.slot);
+        if slot.base != Base::Arena {
+            return None;
+        }
+        let (offset, len) = (slot.offset as usize, port.size_bytes() as usize);
+        Some(&mut self.arena.bytes_mut()[offset..offset + len])
+    }
+
+    /// A value of the last run.
+    pub fn output<T: Element>(&self, name: &str) -> Option<&[T]> {
+        let port = self.plan.output(name)?;
+        let (offset, count) = self.extent::<T>(port);
+        let bytes = &self.arena.bytes()[offset..offset + count * size_of::<T>()];
+        // SAFETY: slots are aligned to `ALIGN_BYTES`, and any bits are a number.
+        let (before, values, after) = unsafe { bytes.align_to::<T>() };
+        debug_assert!(before.is_empty() && after.is_empty());
+        Some(values)
+    }
+
+    /// Copies an output over the tensor of the same name.
+    pub fn output_to(&self, name: &str, tensors: &mut Tensors) {
+        let (Some(port), Some(tensor)) = (self.plan.output(name), tensors.get_mut(name)) else {
+            mdl_graph::bug!("`{name}` is not both an output and a tensor");
+        };
+        let slot = self.plan.slot(port.slot);
+        if slot.base != Base::Arena || port.axes != tensor.axes || port.dtype != tensor.dtype {
+            mdl_graph::bug!("output `{name}` is laid out unlike the tensor");
+        }
+        let offset = slot.offset as usize;
+        let len = tensor.data.len();
+        tensor.data.bytes_mut().copy_from_slice(&self.arena.bytes()[offset..offset + len]);
+    }
+
+    /// Writes a scalar input, `i32`; a plan that has no use for it is left alone.
+    pub fn set_scalar(&mut self, name: &str, value: i32) {
+        if let Some([scalar]) = self.input::<i32>(name) {
+            *scalar = value;
+        }
+    }
+
+    /// A value of rank 0 of the last run.
+    pub fn scalar(&self, name: &str) -> Option<f64> {
+        match self.output::<f32>(name)? {
+            [value] => Some(f64::from(*value)),
+            _ => None,
+        }
+    }
+
+    /// Tells a batcher in which order of axes this plan wants each field.
+    pub fn lay_out(&self, batcher: &mut Batcher, fields: &[Field]) {
+        for (i, field) in fields.iter().enumerate() {
+            if let Some(port) = self.plan.input(&field.name) {
+                let axes: Vec<&str> = port.axes.iter().map(|axis| axis.name.as_str()).collect();
+                if !batcher.set_layout(i, &axes) {
+                    mdl_graph::bug!("`{}` has other axes in the plan than in the data", field.name);
+                }
+            }
+        }
+    }
+
+    /// Writes the batch of a step straight into the inputs.
+    pub fn fill(&mut self, batcher: &Batcher, fields: &[Field], step: u64) -> Filled {
+        let base = self.arena.base();
+        let mut slices: SmallVec<[FieldSlice<'_>; 8]> = SmallVec::new();
+        for field in fields {
+            let Some(port) = self.plan.input(&field.name) else {
+                slices.push(FieldSlice::Skip);
+                continue;
+            };
+            let (slot, count) = (self.plan.slot(port.slot), port.count() as usize);
+            if slot.base != Base::Arena || port.dtype != field.dtype {
+                mdl_graph::bug!("`{}` is {} in the plan and {} in the data", field.name, port.dtype, field.dtype);
+            }
+            // SAFETY: the slot lies in the arena, aligned to `ALIGN_BYTES`; inputs are live together, so the plan's
+            // verifier holds that their slots are apart; the arena is borrowed alone for as long as the slices live.
+            slices.push(unsafe {
+                let at = base.add(slot.offset as usize);
+                match field.dtype {
+                    DType::I32 => FieldSlice::I32(std::slice::from_raw_parts_mut(at.cast(), count)),
+                    DType::F32 => FieldSlice::F32(std::slice::from_raw_parts_mut(at.cast(), count)),
+                    DType::Bool => FieldSlice::Bool(std::slice::from_raw_parts_mut(at, count)),
+                    other => mdl_graph::bug!("a batch field of {other}"),
+                }
+            });
+        }
+        batcher.fill(step, &mut slices)
+    }
+
+    fn extent<T: Element>(&self, port: &Port) -> (usize, usize) {
+        let slot = self.plan.slot(port.slot);
+        if port.dtype != T::DTYPE || slot.base != Base::Arena {
+            mdl_graph::bug!("`{}` is {} and is asked for as {}", port.name, port.dtype, T::DTYPE);
+        }
+        (slot.offset as usize, port.count() as usize)
+    }
+}
+
+/// One run: addresses, and where launches go.
+struct Launches<'a> {
+    module: &'a Module,
+    workspace: &'a Workspace,
+    cpu: &'a Cpu,
+    arena: *mut u8,
+    states: &'a [*mut u8],
+    bufs: &'a mut Vec<*mut u8>,
+}
+
+impl Launches<'_> {
+    fn address(&self, place: Place) -> *mut u8 {
+        let base = match place.base {
+            Base::Arena => self.arena,
+            Base::State(state) => self.states[state as usize],
+        };
+        // SAFETY: the plan's verifier holds every place inside its block.
+        unsafe { base.add(place.offset as usize) }
+    }
+}
+
+impl Machine for Launches<'_> {
+    type Error = Infallible;
+
+    fn launch(&mut self, kernel: KernelId, args: &[Place]) -> Result<(), Infallible> {
+        self.bufs.clear();
+        for place in args {
+            let address = self.address(*place);
+            self.bufs.push(address);
+        }
+        // SAFETY: the plan's verifier holds that the buffers are live, large enough, and apart where they must be.
+        unsafe {
+            let bufs = Buffers::new(self.bufs);
+            self.module.launch(&self.cpu.pool, self.workspace, kernel.0 as usize, bufs);
+        }
+        Ok(())
+    }
+
+    fn copy(&mut self, from: Place, to: Place, bytes: u64) -> Result<(), Infallible> {
+        // SAFETY: both places have `bytes` bytes, by the plan's verifier; they may overlap.
+        unsafe { std::ptr::copy(self.address(from), self.address(to), bytes as usize) };
+        Ok(())
+    }
+
+    fn flag(&mut self, at: Place) -> Result<bool, Infallible> {
+        // SAFETY: a `bool` of the arena or of a state, written by a launch that has returned.
+        Ok(unsafe { *self.address(at) } != 0)
+    }
+}

@@ -1,0 +1,190 @@
+//! Text from a trained model, one token after another.
+//!
+//! In: the forward graph, the weights, a prompt as ids. Out: ids, chosen by [`Choice`]. The decoder is derived from the
+//! forward graph ([`mdl_compiler::decode`]): a token costs what one position costs, however long the text already is. Once the context is
+//! full, the last half of it is read again and the text goes on from there.
+
+use std::collections::BTreeMap;
+
+use mdl_compiler::decode::{POS, decode};
+use mdl_graph::{Axis, Graph, Name, philox};
+
+use crate::device::{Cpu, Executable, Tensors};
+use crate::error::RunError;
+
+/// How many positions of a prompt are read at once, where the model allows it.
+const PROMPT_ROWS: u64 = 16;
+
+/// How the next token is chosen from the model's logits.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Choice {
+    /// Divides the logits; 0 takes the most likely token always.
+    pub temperature: f64,
+    /// Only the `k` most likely tokens; 0 for all.
+    pub top_k: usize,
+    /// Only the most likely tokens that together have this probability; 1 for all.
+    pub top_p: f64,
+    pub seed: u64,
+}
+
+impl Default for Choice {
+    fn default() -> Choice {
+        Choice { temperature: 1.0, top_k: 0, top_p: 1.0, seed: 0 }
+    }
+}
+
+/// A decoder that is ready to run.
+pub struct Generator {
+    one: Executable,
+    many: Option<Executable>,
+    caches: Vec<Name>,
+    context: u64,
+    vocab: usize,
+    scratch: Vec<(f32, u32)>,
+}
+
+impl Generator {
+    /// `forward` reads `ids` along one axis besides `batch`, and gives `logits`.
+    pub fn new(forward: &Graph, orders: &BTreeMap<Name, Vec<Name>>, cpu: &Cpu) -> Result<Generator, RunError> {
+        let axis = sequence_axis(forward)?;
+        let build = |rows: u64| -> Result<(Executable, Vec<Name>), RunError> {
+            let decoder = decode(forward, &axis, rows)
+                .map_err(|error| RunError::failed("deriving the decoder", error.to_string()))?;
+            Ok((Executable::new(&decoder.graph, orders, cpu)?, decoder.caches))
+        };
+        let (one, caches) = build(1)?;
+        // A recurrent model is read one position at a time.
+        let many = if axis.size >= PROMPT_ROWS { build(PROMPT_ROWS).ok().map(|(many, _)| many) } else { None };
+        let Some(vocab) = one.output::<f32>("logits").map(<[f32]>::len) else {
+            return Err(RunError::failed("deriving the decoder", "the model gives no logits"));
+        };
+        Ok(Generator { one, many, caches, context: axis.size, vocab, scratch: Vec::with_capacity(vocab) })
+    }
+
+    /// The longest text that the model sees at once, in tokens.
+    pub fn context(&self) -> u64 {
+        self.context
+    }
+
+    /// Makes the weights, states and caches that are not there yet.
+    pub fn allocate(&self, tensors: &mut Tensors) {
+        tensors.allocate(self.one.plan());
+        if let Some(many) = &self.many {
+            tensors.allocate(many.plan());
+        }
+    }
+
+    /// Writes `new` tokens after the prompt, handing each to `emit`, which may end the text by returning false.
+    pub fn generate(
+        &mut self,
+        tensors: &mut Tensors,
+        cpu: &Cpu,
+        prompt: &[u32],
+        new: u64,
+        choice: Choice,
+        mut emit: impl FnMut(u32) -> bool,
+    ) -> Result<(), RunError> {
+        if prompt.is_empty() {
+            return Err(RunError::failed("generating text", "the prompt is empty; the model needs a token to begin with"));
+        }
+        self.allocate(tensors);
+        for cache in &self.caches {
+            if let Some(tensor) = tensors.get_mut(cache.as_str()) {
+                tensor.data.bytes_mut().fill(0);
+            }
+        }
+        let mut text: Vec<u32> = prompt.to_vec();
+        let mut read = 0;
+        for drawn in 0..new {
+            if text.len() as u64 > self.context {
+                // The window is full: what the caches hold is at positions that no longer fit.
+                let kept = (self.context / 2).max(1) as usize;
+                text.drain(..text.len() - kept);
+                read = 0;
+            }
+            self.read(tensors, cpu, &text, &mut read)?;
+            let id = self.choose(choice, drawn);
+            text.push(id);
+            if !emit(id) {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads the tokens that were not read yet; the logits of the last one are in `scratch` then.
+    fn read(&mut self, tensors: &mut Tensors, cpu: &Cpu, text: &[u32], read: &mut u64) -> Result<(), RunError> {
+        while (*read as usize) < text.len() {
+            let rest = &text[*read as usize..];
+            // Rows past the end of the text are written to the caches too, and written over before anything sees them.
+            let fits = *read + PROMPT_ROWS <= self.context;
+            let (executable, rows) = match &mut self.many {
+                Some(many) if rest.len() > 1 && fits => (many, PROMPT_ROWS as usize),
+                _ => (&mut self.one, 1),
+            };
+            let n = rest.len().min(rows);
+            if let Some(ids) = executable.input::<i32>("ids") {
+                ids.fill(0);
+                for (to, id) in ids.iter_mut().zip(&rest[..n]) {
+                    *to = *id as i32;
+                }
+            }
+            if let Some(pos) = executable.input::<i32>(POS) {
+                pos[0] = *read as i32;
+            }
+            executable.run(tensors, cpu);
+            *read += n as u64;
+            if *read as usize == text.len() {
+                let logits = executable.output::<f32>("logits").unwrap_or_default();
+                self.scratch.clear();
+                let last = logits[(n - 1) * self.vocab..n * self.vocab].iter();
+                self.scratch.extend(last.enumerate().map(|(id, logit)| (*logit, id as u32)));
+            }
+        }
+        Ok(())
+    }
+
+    /// Chooses by the logits in `scratch`: the most likely tokens first, equal ones by their ids.
+    fn choose(&mut self, choice: Choice, drawn: u64) -> u32 {
+        let order = |a: &(f32, u32), b: &(f32, u32)| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1));
+        let candidates = &mut self.scratch;
+        if choice.temperature <= 0.0 {
+            return candidates.iter().min_by(|a, b| order(a, b)).map_or(0, |best| best.1);
+        }
+        candidates.sort_by(order);
+        if choice.top_k > 0 {
+            candidates.truncate(choice.top_k);
+        }
+        let best = candidates.first().map_or(0.0, |best| best.0);
+        let weight = |logit: f32| (f64::from(logit - best) / choice.temperature).exp();
+        let total: f64 = candidates.iter().map(|candidate| weight(candidate.0)).sum();
+        let mut kept = 0.0;
+        let mut n = 0;
+        for candidate in candidates.iter() {
+            kept += weight(candidate.0);
+            n += 1;
+            if kept >= choice.top_p * total {
+                break;
+            }
+        }
+        let (low, high) = (choice.seed as u32, (choice.seed >> 32) as u32);
+        let mut left = f64::from(philox::uniform(low, high, 0, 0, drawn as u32)) * kept;
+        for candidate in &candidates[..n] {
+            left -= weight(candidate.0);
+            if left < 0.0 {
+                return candidate.1;
+            }
+        }
+        candidates[n - 1].1
+    }
+}
+
+/// The axis of `ids` that is not `batch`.
+fn sequence_axis(forward: &Graph) -> Result<Axis, RunError> {
+    let ids = forward.inputs().iter().find(|input| input.name.as_str() == "ids");
+    let axes = ids.map(|ids| ids.ty.axes.iter().filter(|axis| axis.name.as_str() != "batch").cloned().collect::<Vec<_>>());
+    match axes.as_deref() {
+        Some([axis]) => Ok(axis.clone()),
+        _ => Err(RunError::failed("deriving the decoder", "the model does not read `ids` along one axis")),
+    }
+}

@@ -1,0 +1,314 @@
+//! Train stages: the loop around the compiled step.
+//!
+//! A step is a function of (weights, states, batch, seed, step), a batch one of (seed, step): so a run that is interrupted anywhere
+//! and goes on from its last checkpoint ends in the same bits as one that was not.
+
+mod nan;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Instant;
+
+use mdl_data::{Batcher, Dataset, Order};
+use mdl_graph::Name;
+use mdl_lang::spec::{Sample, TrainSpec};
+
+use crate::checkpoint::{self, Checkpoint, TensorView};
+use crate::device::{Executable, Tensor, Tensors, plan_step};
+use crate::error::RunError;
+use crate::event::{Event, Step};
+use crate::generate::{Choice, Generator};
+use crate::metrics::Log;
+use crate::run::Run;
+use crate::stage::eval::Evaluation;
+
+/// The order of axes of every weight and state, as files have it: copies first, then as declared.
+pub type Orders = BTreeMap<Name, Vec<Name>>;
+
+pub fn orders(spec: &TrainSpec) -> Orders {
+    let weights = spec.weights.iter().map(|weight| {
+        let axes = weight.stacked.iter().chain(&weight.axes).map(|axis| axis.name.clone());
+        (weight.path.clone(), axes.collect())
+    });
+    let states = spec.states.iter().map(|state| {
+        let axes = state.axes.iter().map(|axis| axis.name.clone());
+        (state.name.clone(), axes.collect())
+    });
+    weights.chain(states).collect()
+}
+
+/// Trains, from the last checkpoint if there is one of the same recipe.
+pub fn run(run: &mut Run<'_>, name: &str, spec: &TrainSpec, hash: &str) -> Result<(), RunError> {
+    let dataset = run.dataset_of(&spec.data)?;
+    let mut training = Training::new(run, name, spec, hash, dataset)?;
+    training.start(run)?;
+    training.go_on(run)
+}
+
+struct Training<'a> {
+    name: String,
+    spec: &'a TrainSpec,
+    hash: &'a str,
+    seed: u64,
+    dataset: Arc<Dataset>,
+    orders: Orders,
+    step: Executable,
+    tensors: Tensors,
+    batcher: Batcher,
+    evaluation: Option<Evaluation>,
+    generator: Option<(Generator, &'a Sample)>,
+    metrics: Vec<String>,
+    log: Log,
+    /// Steps done.
+    done: u64,
+    /// The step of the last checkpoint.
+    saved: Option<u64>,
+    best: f64,
+    since_best: u64,
+}
+
+impl<'a> Training<'a> {
+    fn new(
+        run: &mut Run<'_>,
+        name: &str,
+        spec: &'a TrainSpec,
+        hash: &'a str,
+        dataset: Arc<Dataset>,
+    ) -> Result<Training<'a>, RunError> {
+        let began = Instant::now();
+        let orders = orders(spec);
+        let plan = plan_step(spec)
+            .map_err(|error| RunError::failed(format!("compiling the step of `{name}`"), error.to_string()))?;
+        let step = Executable::of_plan(plan, &run.cpu)?;
+        let mut batcher = dataset.batcher("train", spec.batch as usize, Order::Shuffled)?;
+        step.lay_out(&mut batcher, &dataset.facts.data.fields);
+        let evaluation = match &spec.evaluate {
+            Some(evaluate) => Some(Evaluation::new(
+                run,
+                &evaluate.graph,
+                Arc::clone(&dataset),
+                &evaluate.part,
+                spec.batch,
+                &orders,
+            )?),
+            None => None,
+        };
+        let generator = match (&spec.sample, &spec.forward) {
+            (Some(sample), Some(forward)) => Some((Generator::new(forward, &orders, &run.cpu)?, sample)),
+            _ => None,
+        };
+        let mut tensors = Tensors::new();
+        tensors.allocate(step.plan());
+        let known = ["loss", "lr", "grad_norm"];
+        let outputs = step.plan().io.outputs.iter().map(|port| port.name.to_string());
+        let metrics = outputs.filter(|output| !known.contains(&output.as_str())).collect();
+        let report = &step.plan().report;
+        run.observer.observe(Event::Compiled {
+            stage: name.to_string(),
+            parameters: report.parameters,
+            peak_bytes: report.peak_bytes,
+            took: began.elapsed(),
+        });
+        Ok(Training {
+            name: name.to_string(),
+            spec,
+            hash,
+            seed: run.seed.unwrap_or(spec.seed),
+            log: Log::open(&run.folder(name))?,
+            dataset,
+            orders,
+            step,
+            tensors,
+            batcher,
+            evaluation,
+            generator,
+            metrics,
+            done: 0,
+            saved: None,
+            best: f64::INFINITY,
+            since_best: 0,
+        })
+    }
+
+    fn checkpoints(&self, run: &Run<'_>) -> std::path::PathBuf {
+        run.folder(&self.name).join("checkpoints")
+    }
+
+    /// The weights and states to begin with: of the last checkpoint, or fresh ones.
+    fn start(&mut self, run: &mut Run<'_>) -> Result<(), RunError> {
+        let found = checkpoint::latest(&self.checkpoints(run))?;
+        match found.filter(|found| found.recipe == self.hash) {
+            Some(found) => {
+                load_weights(&found, self.spec, &mut self.tensors)?;
+                self.done = found.step;
+                self.saved = Some(found.step);
+                (self.best, self.since_best) = self.log.resume(found.step)?;
+                run.observer.observe(Event::Resumed { stage: self.name.clone(), step: self.done });
+            }
+            None => {
+                self.log.resume(0)?;
+                initialize(self.spec, self.seed, &self.orders, &mut self.tensors, run)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn go_on(&mut self, run: &mut Run<'_>) -> Result<(), RunError> {
+        while self.done < self.spec.steps {
+            if run.is_stopped() {
+                let saved = self.save(run)?;
+                return Err(RunError::Interrupted { saved: Some(saved) });
+            }
+            self.one_step(run)?;
+            if self.evaluate(run)? {
+                break;
+            }
+            self.sample(run)?;
+            if self.spec.save.every.is_some_and(|every| self.done.is_multiple_of(every)) {
+                self.save(run)?;
+            }
+        }
+        self.save(run)?;
+        self.log.close()
+    }
+
+    fn one_step(&mut self, run: &mut Run<'_>) -> Result<(), RunError> {
+        let began = Instant::now();
+        let filled = self.step.fill(&self.batcher, &self.dataset.facts.data.fields, self.done);
+        self.step.set_scalar("seed", self.seed as i32);
+        self.step.set_scalar("step", self.done as i32);
+        self.step.run(&mut self.tensors, &run.cpu);
+        let loss = self.step.scalar("loss").unwrap_or(f64::NAN);
+        if loss.is_nan() {
+            return Err(nan::explain(self, run));
+        }
+        self.done += 1;
+        let report = &self.step.plan().report;
+        let metrics = self.metrics.iter().map(|name| (name.clone(), self.step.scalar(name).unwrap_or(f64::NAN)));
+        let step = Step {
+            stage: self.name.clone(),
+            step: self.done,
+            of: self.spec.steps,
+            loss,
+            lr: self.step.scalar("lr"),
+            grad_norm: self.step.scalar("grad_norm"),
+            tokens: filled.n_counted as u64,
+            took: began.elapsed(),
+            flops: report.flops,
+            peak_bytes: report.peak_bytes,
+            metrics: metrics.collect(),
+        };
+        self.log.step(&step)?;
+        run.observer.observe(Event::Stepped(step));
+        Ok(())
+    }
+
+    /// Measures when it is time to. True when the loss has not improved for as long as the recipe's patience.
+    fn evaluate(&mut self, run: &mut Run<'_>) -> Result<bool, RunError> {
+        let (Some(evaluation), Some(spec)) = (&mut self.evaluation, &self.spec.evaluate) else { return Ok(false) };
+        if !self.done.is_multiple_of(spec.every) && self.done != self.spec.steps {
+            return Ok(false);
+        }
+        let means = match evaluation.measure(run, &mut self.tensors) {
+            Err(RunError::Interrupted { .. }) => return Ok(false),
+            means => means?,
+        };
+        let values: Vec<(String, f64)> = means.values.into_iter().collect();
+        let loss = values.iter().find(|(name, _)| name == "loss").map_or(f64::NAN, |(_, loss)| *loss);
+        self.log.evaluation(self.done, &values)?;
+        let part = format!("{}.{}", self.spec.data, evaluation.part());
+        let (stage, step) = (self.name.clone(), self.done);
+        run.observer.observe(Event::Evaluated { stage: stage.clone(), step, part, values });
+        if loss < self.best {
+            (self.best, self.since_best) = (loss, 0);
+            return Ok(false);
+        }
+        self.since_best += 1;
+        match self.spec.patience {
+            Some(patience) if self.since_best >= patience => {
+                let why = format!("the loss has not improved for {patience} evaluations");
+                run.observer.observe(Event::Ended { stage, step, why });
+                Ok(true)
+            }
+            _ => Ok(false),
+        }
+    }
+
+    fn sample(&mut self, run: &mut Run<'_>) -> Result<(), RunError> {
+        let (Some((generator, sample)), Some(tokenizer)) = (&mut self.generator, &self.dataset.tokenizer) else {
+            return Ok(());
+        };
+        if !self.done.is_multiple_of(sample.every) {
+            return Ok(());
+        }
+        let prompt = tokenizer.encode(&sample.prompt)?;
+        let choice = Choice { temperature: sample.temperature, seed: self.seed, ..Choice::default() };
+        let mut ids = prompt.clone();
+        generator.generate(&mut self.tensors, &run.cpu, &prompt, sample.new, choice, |id| {
+            ids.push(id);
+            !run.stop.load(std::sync::atomic::Ordering::Relaxed)
+        })?;
+        let text = tokenizer.decode(&ids);
+        run.observer.observe(Event::Sampled { stage: self.name.clone(), step: self.done, text });
+        Ok(())
+    }
+
+    fn save(&mut self, run: &mut Run<'_>) -> Result<std::path::PathBuf, RunError> {
+        let home = self.checkpoints(run);
+        let path = home.join(format!("step-{}", self.done));
+        if self.saved == Some(self.done) {
+            return Ok(path);
+        }
+        let view = |name: &Name| match self.tensors.get(name.as_str()) {
+            Some(tensor) => TensorView {
+                name: name.to_string(),
+                dtype: tensor.dtype,
+                shape: tensor.axes.iter().map(|axis| axis.size).collect(),
+                bytes: tensor.data.bytes(),
+            },
+            None => mdl_graph::bug!("`{name}` is not in memory"),
+        };
+        let weights: Vec<_> = self.spec.weights.iter().map(|weight| view(&weight.path)).collect();
+        let states: Vec<_> = self.spec.states.iter().map(|state| view(&state.name)).collect();
+        self.log.flush()?;
+        let path = checkpoint::save(&home, self.done, self.seed, self.hash, &weights, &states, self.spec.save.keep)?;
+        self.saved = Some(self.done);
+        run.observer.observe(Event::Saved { stage: self.name.clone(), step: self.done, path: path.clone() });
+        Ok(path)
+    }
+}
+
+/// Writes the first weights and states, as the recipe's initializers say.
+fn initialize(
+    spec: &TrainSpec,
+    seed: u64,
+    orders: &Orders,
+    tensors: &mut Tensors,
+    run: &Run<'_>,
+) -> Result<(), RunError> {
+    let mut init = Executable::new(&spec.init, orders, &run.cpu)?;
+    init.set_scalar("seed", seed as i32);
+    init.set_scalar("step", 0);
+    init.run(tensors, &run.cpu);
+    let names = spec.weights.iter().map(|weight| &weight.path).chain(spec.states.iter().map(|state| &state.name));
+    for name in names {
+        init.output_to(name.as_str(), tensors);
+    }
+    Ok(())
+}
+
+/// Reads the weights and states that are in memory, caches of decoders and the like apart.
+pub fn load_weights(found: &Checkpoint, spec: &TrainSpec, tensors: &mut Tensors) -> Result<(), RunError> {
+    let names = spec.weights.iter().map(|weight| &weight.path).chain(spec.states.iter().map(|state| &state.name));
+    for name in names {
+        if let Some(tensor) = tensors.get_mut(name.as_str()) {
+            read_into(found, name.as_str(), tensor)?;
+        }
+    }
+    Ok(())
+}
+
+fn read_into(found: &Checkpoint, name: &str, tensor: &mut Tensor) -> Result<(), RunError> {
+    let shape: Vec<u64> = tensor.axes.iter().map(|axis| axis.size).collect();
+    Ok(found.read(name, tensor.dtype, &shape, tensor.data.bytes_mut())?)
+}

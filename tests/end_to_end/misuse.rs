@@ -1,0 +1,161 @@
+//! Bad input: a coded error with its place, exit code 1, in time, and nothing half-written.
+
+use std::time::{Duration, Instant};
+
+use super::*;
+
+/// A whole recipe, to be spoilt.
+const RECIPE: &str = r#"use std.models.Gpt
+axis t = 8
+data text {
+  source    = text("corpus.txt")
+  tokenizer = chars()
+  split     = (train: 90%, val: 10%)
+  window    = t
+}
+model gpt = Gpt[vocab: text.vocab, context: t, width: 8](heads: 2, layers: 1)
+train base {
+  model     = gpt
+  data      = text
+  objective = next_token
+  optimizer = adamw(lr: 1e-3)
+  batch     = 2
+  steps     = 4
+  save      = every(2, keep: 2)
+}
+"#;
+
+fn corpus() -> String {
+    "to be, or not to be: that is the question.\n".repeat(20)
+}
+
+/// Runs a recipe over a corpus, and demands an error of the recipe or its data: the code, with a place.
+fn refused(recipe: impl AsRef<[u8]>, corpus: impl AsRef<[u8]>, code: &str) -> String {
+    let folder = Folder::new();
+    folder.write("corpus.txt", corpus);
+    let path = folder.write("recipe.mdl", recipe);
+    let out = folder.path("out");
+    let began = Instant::now();
+    let output = run(&["run", path.to_str().expect("ASCII"), "--out", out.to_str().expect("ASCII")]);
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(began.elapsed() < Duration::from_secs(5), "took {:?}", began.elapsed());
+    assert!(said.contains(&format!("[{code}]")), "wanted {code}:\n{said}");
+    assert!(said.contains("recipe.mdl:"), "names file and place:\n{said}");
+    assert!(!out.join("base").exists(), "nothing is written");
+    said
+}
+
+fn spoilt(from: &str, to: &str) -> String {
+    assert!(RECIPE.contains(from), "{from}");
+    RECIPE.replace(from, to)
+}
+
+#[test]
+fn the_recipe_itself_is_right() {
+    let folder = Folder::new();
+    folder.write("corpus.txt", corpus());
+    let path = folder.write("recipe.mdl", RECIPE);
+    succeed(&["run", path.to_str().expect("ASCII"), "--quiet"]);
+    assert!(folder.path("runs/recipe/base/checkpoints/step-4/model.safetensors").is_file());
+}
+
+#[test]
+fn a_misspelt_field_names_the_nearest() {
+    let said = refused(spoilt("steps     = 4", "stpes     = 4"), corpus(), "E0301");
+    assert!(said.contains("`steps`"), "{said}");
+}
+
+#[test]
+fn all_mistakes_are_reported_in_one_run() {
+    let recipe = spoilt("steps     = 4", "stpes     = 4").replace("batch     = 2", "batch     = 2 GiB");
+    let said = refused(recipe, corpus(), "E0301");
+    assert!(said.matches("error[").count() + said.matches("Error:").count() + said.matches("[E").count() >= 2, "{said}");
+}
+
+#[test]
+fn a_text_that_is_missing_empty_or_not_utf8() {
+    refused(spoilt("corpus.txt", "absent.txt"), corpus(), "E0501");
+    refused(RECIPE, [b'a', b'b', 0xff, 0xfe, b'c'], "E0502");
+    refused(RECIPE, "", "E0503");
+    refused(RECIPE, "abc", "E0508");
+}
+
+#[test]
+fn a_recipe_that_is_not_utf8() {
+    let mut bytes = RECIPE.as_bytes().to_vec();
+    bytes[40] = 0xff;
+    refused(bytes, corpus(), "E0101");
+}
+
+#[test]
+fn nested_parentheses_without_end() {
+    let deep = format!("arg depth: Int = {}1{}\n", "(".repeat(100_000), ")".repeat(100_000));
+    refused(deep + RECIPE, corpus(), "E0105");
+}
+
+#[test]
+fn a_recipe_that_imports_itself() {
+    let said = refused(format!("use \"recipe.mdl\" (gpt)\n{RECIPE}"), corpus(), "E0402");
+    assert!(said.contains("itself") || said.contains("cycle"), "{said}");
+}
+
+#[test]
+fn an_axis_of_size_zero() {
+    refused(spoilt("axis t = 8", "axis t = 0"), corpus(), "E0207");
+}
+
+#[test]
+fn widths_that_do_not_divide() {
+    refused(spoilt("heads: 2", "heads: 3"), corpus(), "E0208");
+}
+
+#[test]
+fn wrong_usage_ends_with_2() {
+    for words in [&["run"][..], &["fly", "x.mdl"], &["run", "examples/bench.mdl", "--no-such-flag"], &["explain", "E9999"]] {
+        assert_eq!(run(words).status.code(), Some(2), "{words:?}");
+    }
+}
+
+/// A run whose last checkpoint was damaged.
+fn damaged(damage: impl Fn(&mut Vec<u8>)) -> (Folder, Output) {
+    let folder = Folder::new();
+    folder.write("corpus.txt", corpus());
+    let path = folder.write("recipe.mdl", RECIPE);
+    let recipe = path.to_str().expect("ASCII").to_string();
+    succeed(&["run", &recipe, "--quiet"]);
+    for step in ["step-2", "step-4"] {
+        let file = folder.path(&format!("runs/recipe/base/checkpoints/{step}/model.safetensors"));
+        let mut bytes = std::fs::read(&file).expect("the checkpoint is there");
+        damage(&mut bytes);
+        std::fs::write(&file, bytes).expect("the checkpoint can be written");
+    }
+    let output = run(&["generate", &recipe, "--prompt", "to be"]);
+    (folder, output)
+}
+
+#[test]
+fn a_truncated_or_bit_flipped_checkpoint_is_refused() {
+    let last = |bytes: &mut Vec<u8>| {
+        let at = bytes.len() - 5;
+        bytes[at] ^= 1;
+    };
+    for damage in [&(|bytes: &mut Vec<u8>| bytes.truncate(100)) as &dyn Fn(&mut Vec<u8>), &last] {
+        let (_folder, output) = damaged(damage);
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(matches!(output.status.code(), Some(1 | 3)), "{said}");
+        assert!(said.contains("model.safetensors"), "names the file: {said}");
+        assert!(!said.contains("panicked"), "{said}");
+    }
+}
+
+#[test]
+fn a_loss_that_is_no_number_names_step_and_operation() {
+    let folder = Folder::new();
+    folder.write("corpus.txt", corpus());
+    let path = folder.write("recipe.mdl", spoilt("lr: 1e-3", "lr: 1e30"));
+    let output = run(&["run", path.to_str().expect("ASCII"), "--quiet"]);
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(3), "{said}");
+    assert!(said.contains("NaN") && said.contains("first operation") && said.contains("step "), "{said}");
+}
