@@ -21,15 +21,6 @@ pub(super) enum Operand {
 }
 
 impl Operand {
-    pub(super) fn value(self) -> Value {
-        match self {
-            Operand::Bool(value) => Value::Bool(value),
-            Operand::Int(value) => Value::Int(value),
-            Operand::Float(value) => Value::Float(value),
-            Operand::Tensor(tensor) => Value::Tensor(tensor),
-        }
-    }
-
     fn as_f64(&self) -> Option<f64> {
         match self {
             Operand::Bool(value) => Some(f64::from(u8::from(*value))),

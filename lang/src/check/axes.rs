@@ -16,8 +16,6 @@ pub(super) struct GivenItem {
     pub(super) name: Option<String>,
     /// Names in the frame that wrote them; a size when one is known.
     pub(super) axes: Vec<(Name, Option<u64>)>,
-    /// A pack, or `..`: any number of axes.
-    pub(super) is_group: bool,
     pub(super) span: Span,
 }
 
@@ -36,7 +34,6 @@ pub(super) struct Filled {
     /// `None` when the caller gave nothing for it.
     pub(super) axes: Option<Vec<(Name, Option<u64>)>>,
     pub(super) default: Option<Expr>,
-    pub(super) span: Span,
 }
 
 impl Filled {
@@ -162,22 +159,22 @@ impl Elaborator<'_> {
     fn resolve_items(&mut self, env: &Env, items: &[AxisItem]) -> Eval<Vec<GivenItem>> {
         let mut out = Vec::with_capacity(items.len());
         for item in items {
-            let (name, axes, is_group) = match &item.kind {
-                AxisItemKind::Axis(axis) => (None, self.sized(env, axis)?, axis.is_pack),
+            let (name, axes) = match &item.kind {
+                AxisItemKind::Axis(axis) => (None, self.sized(env, axis)?),
                 AxisItemKind::Bind { axis, value } => {
                     let name = axis.text().trim_start_matches("..").to_string();
                     let axes = match self.as_axis_ref(env, value) {
                         Some(said) => self.sized(env, &said)?,
                         None => vec![self.made_axis(env, &name, value)?],
                     };
-                    (Some(name), axes, axis.is_pack)
+                    (Some(name), axes)
                 }
                 AxisItemKind::Value(_) | AxisItemKind::Rename { .. } | AxisItemKind::Index { .. } => {
                     let help = "give an axis by its place, `f[t]`, or by name, `f[t: s]`";
                     return Err(self.error_help(Code::E0217, "expected axes", item.span, "this is none", help));
                 }
             };
-            out.push(GivenItem { name, axes, is_group, span: item.span });
+            out.push(GivenItem { name, axes, span: item.span });
         }
         Ok(out)
     }
@@ -215,6 +212,10 @@ impl Elaborator<'_> {
             }
             _ => None,
         }
+    }
+
+    pub(super) fn names_axis(&mut self, env: &Env, value: &Expr) -> bool {
+        self.as_axis_ref(env, value).is_some()
     }
 
     /// `head: 6` makes an axis of that name and size, known to the frame from here on.
@@ -312,7 +313,7 @@ impl Elaborator<'_> {
             _ => return Err(self.error(Code::E0217, "a header holds names of axes", item.span, "this is none")),
         };
         let text = axis.text().trim_start_matches("..").to_string();
-        Ok(Filled { text, is_pack: axis.is_pack, axes: None, default, span: item.span })
+        Ok(Filled { text, is_pack: axis.is_pack, axes: None, default })
     }
 
     fn fill_side(&mut self, entries: &mut [Filled], items: Vec<GivenItem>, what: &str, span: Span) -> Eval<()> {

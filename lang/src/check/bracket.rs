@@ -22,6 +22,11 @@ impl Elaborator<'_> {
         if let Value::Layer(layer) = &value {
             return self.bracket_layer(env, layer, axes, span);
         }
+        if let Value::Function(function) = &value
+            && matches!(function.kind, FunctionKind::Builtin(_))
+        {
+            self.declare_made(env, axes)?;
+        }
         if let Some(given) = self.give_axes(env, &value, axes, span)? {
             return Ok(given);
         }
@@ -35,6 +40,19 @@ impl Elaborator<'_> {
                 Err(self.error(Code::E0217, message, base_span, format!("this is {}", other.kind())))
             }
         }
+    }
+
+    /// `fold[step: 8](x, index[step]) …`: the axis is there for the arguments already.
+    fn declare_made(&mut self, env: &Env, axes: &Axes) -> Eval<()> {
+        for item in &axes.items {
+            if let AxisItemKind::Bind { axis, value } = &item.kind
+                && axis.as_name().is_some()
+                && !self.names_axis(env, value)
+            {
+                self.declare_axis(env, &axis.text(), value)?;
+            }
+        }
+        Ok(())
     }
 
     /// `encoder[t: s]`, `experts[expert = choice]`

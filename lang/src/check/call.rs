@@ -515,6 +515,13 @@ impl Elaborator<'_> {
                 }
                 self.bring_tensor_in(env, names, items, &tensor, span, &what)
             }
+            // A record of tensors, such as gradients: each of them by itself, all axes in reach.
+            (TypeKind::Tensor { .. }, Value::Record(fields)) if fields.iter().all(|(_, field)| matches!(field, Value::Tensor(_))) => {
+                for entry in header.iter().filter(|entry| entry.is_pack && entry.axes.is_none()) {
+                    names.frame.packs.borrow_mut().entry(entry.text.clone()).or_default();
+                }
+                Ok(value.clone())
+            }
             (TypeKind::Name(name), Value::Layer(layer)) if name.text != "Layer" || !what.is_empty() => {
                 self.check_layer_type(name, layer, span)?;
                 Ok(value.clone())

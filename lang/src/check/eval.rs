@@ -137,7 +137,7 @@ impl Elaborator<'_> {
                 };
                 self.member(env, &value, &name.text, name.span)
             }
-            ExprKind::Copies { kind, axes, body } => self.eval_copies(env, *kind, axes, body, span),
+            ExprKind::Copies { kind, axes, body } => self.eval_copies(env, *kind, axes, body),
             ExprKind::At { value, pattern } => {
                 let selected = self.eval(env, value)?;
                 let text = self.eval(env, pattern)?;

@@ -382,7 +382,7 @@ impl Elaborator<'_> {
     }
 
     /// `repeat[layer] Block[…](…)`, `each[expert] Mlp[…]()`
-    pub(super) fn eval_copies(&mut self, env: &Env, kind: CopiesKind, axes: &ast::Axes, body: &Expr, span: Span) -> Eval<Value> {
+    pub(super) fn eval_copies(&mut self, env: &Env, kind: CopiesKind, axes: &ast::Axes, body: &Expr) -> Eval<Value> {
         let word = if kind == CopiesKind::Repeat { "repeat" } else { "each" };
         let axis = match (axes.from.as_ref(), axes.items.as_slice()) {
             (None, [item]) => match &item.kind {
@@ -404,7 +404,7 @@ impl Elaborator<'_> {
         let is_taken = self.stack.iter().any(|outer| outer.graph.name == axis.name);
         let graph = if is_taken { Axis::new(self.fresh(axis.name.as_str()), axis.size) } else { axis.clone() };
         self.n_copies += 1;
-        let copies = Rc::new(Copies { id: self.n_copies, kind, axis, graph, span });
+        let copies = Rc::new(Copies { id: self.n_copies, kind, axis, graph });
         self.stack.push(copies.clone());
         let built = self.eval(env, body);
         self.stack.pop();
@@ -457,10 +457,6 @@ impl Elaborator<'_> {
                     (CopiesKind::Repeat, None) => self.call_repeat(env, copies, &inner, given, args, span),
                     (CopiesKind::Each, None) => self.call_each(env, copies, &inner, given, args, span),
                 }
-            }
-            LayerKind::List(layers) => {
-                let list = Value::list(layers.iter().cloned().map(Value::Layer).collect());
-                self.call_in(env, &list, args, span)
             }
         }
     }

@@ -65,7 +65,7 @@ mod loops;
 mod scope;
 mod train;
 mod types;
-mod value;
+pub mod value;
 mod world;
 
 use std::collections::{BTreeMap, HashMap};

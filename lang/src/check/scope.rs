@@ -103,6 +103,9 @@ impl Elaborator<'_> {
     }
 
     fn unknown_name(&mut self, env: &Env, name: &str, span: Span) -> Stop {
+        if builtins::is_later(name) {
+            return self.error(Code::E0704, format!("`{name}` is not in this version"), span, "not understood yet");
+        }
         let mut names = env.names();
         if let Some(this) = &*env.frame.this.borrow() {
             names.extend(this.data.members.iter().map(|(name, _)| name.to_string()));

@@ -109,7 +109,6 @@ pub struct Copies {
     pub axis: Axis,
     /// Its axis in graphs: the same name, unless a surrounding one is called so.
     pub graph: Axis,
-    pub span: Span,
 }
 
 /// A built layer, seen from a frame.
@@ -131,8 +130,6 @@ pub struct GatherCopies {
 pub enum LayerKind {
     Plain,
     Copies(Rc<Copies>, Layer),
-    /// A list of layers, run in order.
-    List(Vec<Layer>),
 }
 
 pub struct LayerData {

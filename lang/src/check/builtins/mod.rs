@@ -115,7 +115,7 @@ static CONSTANTS: &[Builtin] = &[
 ];
 
 /// What is of the language, but comes later.
-const LATER: &[&str] = &["decoder", "watch", "merge", "load", "adapt", "map_blocks"];
+const LATER: &[&str] = &["decoder", "watch", "merge", "load", "generate", "assistant"];
 
 pub(super) fn find(name: &str) -> Option<&'static Builtin> {
     BUILTINS.iter().chain(CONSTANTS).find(|builtin| builtin.name == name)

@@ -56,7 +56,7 @@ fn sum_record(
     fields: std::rc::Rc<Vec<(std::rc::Rc<str>, Value)>>,
     span: Span,
 ) -> Eval<Value> {
-    elab.no_axes(call)?;
+    // Whatever axes are named, `norm[..over]` of a record is over all that its members have.
     let mut total = Value::Float(0.0);
     let mut is_first = true;
     for (_, field) in fields.iter() {
