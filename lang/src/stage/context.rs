@@ -31,10 +31,14 @@ pub(crate) struct TrainEntry {
 
 #[derive(Clone)]
 pub(crate) struct Trained {
-    /// The root of its model: its name, or that of the block.
+    /// The name of the block.
+    pub(crate) block: String,
+    /// The root of `model`: its name, or that of the block.
     pub(crate) root: String,
-    /// What builds the model. Whether a layer trains is settled when it is built, so each kind of graph builds its own.
-    pub(crate) model: Rc<Expr>,
+    /// The model as it is outside of training.
+    pub(crate) model: Value,
+    /// What builds it: whether a layer trains is settled when it is built.
+    pub(crate) builder: Rc<Expr>,
     pub(crate) objective: Rc<Expr>,
     pub(crate) batch: u64,
     /// Evaluation reads averages in the place of weights.
@@ -83,6 +87,11 @@ impl<'w> Context<'w> {
         let file = self.file();
         let mut all = args::args_of(&file, &self.elab.sources);
         for (arg, (_, decl)) in all.iter_mut().zip(args::decls(&file)) {
+            if args::plain_type(decl).is_none() {
+                // Reported; what uses it shall stay silent.
+                self.elab.define(self.root, &decl.name.text, Value::Error);
+                continue;
+            }
             let name = Expr { kind: ExprKind::Name(decl.name.text.clone()), span: decl.name.span };
             arg.value = self.elab.eval(&self.env, &name).ok().and_then(|value| value_text(&value));
         }
@@ -119,7 +128,7 @@ impl<'w> Context<'w> {
     /// Reads a `data` block and asks the world for its facts.
     pub(crate) fn data(&mut self, block: &Block<'_>) -> Option<DataSpec> {
         let (fields, is_fine) = match_fields(self, block.kind, block.ast, block.span);
-        let spec = super::data::read(self, &fields, block.span).filter(|_| is_fine);
+        let spec = super::data::read(self, &fields, block.span, is_fine).filter(|_| is_fine);
         let known = spec.and_then(|spec| match self.world.data_facts(&spec) {
             Ok(facts) => Some((spec, facts)),
             Err(problems) => {
@@ -240,10 +249,10 @@ impl<'w> Context<'w> {
         (self.elab.sources, self.elab.diagnostics)
     }
 
-    /// What `training` means from now on, and whose weights are trained.
-    pub(crate) fn set_training(&mut self, root: &str, training: bool) {
-        self.elab.set_trained(training.then_some(root));
-        self.elab.set_training(training);
+    /// What `training` means from now on: true for the model of this root, or of none.
+    pub(crate) fn set_training(&mut self, root: Option<&str>) {
+        self.elab.set_trained(root);
+        self.elab.set_training(root.is_some());
         self.env = self.elab.file_env(self.root);
     }
 
@@ -315,6 +324,10 @@ impl Compute for Context<'_> {
 
     fn axis_names(&mut self) -> Vec<String> {
         declared_axes(&self.file()).map(str::to_owned).collect()
+    }
+
+    fn is_arg(&mut self, name: &str) -> bool {
+        args::decls(&self.file()).any(|(_, decl)| decl.name.text == name)
     }
 
     fn report(&mut self, diagnostic: Diagnostic) {

@@ -9,8 +9,9 @@ use super::graph_span;
 use super::read::{self, Called, Compute, Plain, wrong_type};
 use super::schema::{FieldRow, Takes};
 
-/// Reads the fields of a block; `None` when something in it was reported. `span` is that of the block's name.
-pub(crate) fn read(compute: &mut dyn Compute, fields: &Fields<'_>, span: Span) -> Option<DataSpec> {
+/// Reads the fields of a block; `None` when something in it was reported. `span` is that of the block's name. When the
+/// names of fields were wrong already, what is missing beside them is not reported again.
+pub(crate) fn read(compute: &mut dyn Compute, fields: &Fields<'_>, span: Span, are_named: bool) -> Option<DataSpec> {
     // Each field is read even when another one is wrong, so that one run reports them all.
     let sources = fields.get("source").map(|(row, expr)| read_sources(compute, row, expr));
     let tokenizer = fields.get("tokenizer").map(|(row, expr)| read_tokenizer(compute, row, expr));
@@ -59,7 +60,7 @@ pub(crate) fn read(compute: &mut dyn Compute, fields: &Fields<'_>, span: Span) -
         form,
         seed: seed.or(split.seed.map(|(seed, _)| seed)).unwrap_or(0),
     };
-    go_together(compute, fields, &spec, span).then_some(spec)
+    (are_named && go_together(compute, fields, &spec, span)).then_some(spec)
 }
 
 /// `Some(None)` is a field that was given and is wrong.
@@ -306,7 +307,7 @@ fn fraction(compute: &mut dyn Compute, row: &'static FieldRow, name: &Name, valu
         }
         _ => {
             compute
-                .report(wrong_type(row, value.span, &plain.came()).help(format!("write `{part}: 90%`, or a source")));
+                .report(wrong_type(row, value.span, &plain.came()).help(format!("such as `{part}: 10%`, or a source")));
             return None;
         }
     };

@@ -75,9 +75,11 @@ fn match_names<'e>(
     diagnostics: &mut Vec<Diagnostic>,
 ) -> Fields<'e> {
     let mut fields = Fields { given: Vec::new(), rows: kind.fields };
+    let mut meant = Vec::new();
     for field in &stage.fields {
         let name = field.name.text.as_str();
         let Some(row) = kind.fields.iter().find(|row| row.name == name) else {
+            meant.extend(nearest(name, offered(kind)));
             diagnostics.push(unknown(kind, name, field.name.span));
             continue;
         };
@@ -85,22 +87,15 @@ fn match_names<'e>(
             diagnostics.push(
                 Diagnostic::error(Code::E0702, format!("the field `{name}` of `{}` is not in this version", kind.name))
                     .label(field.name.span, "not in this version")
-                    .help(format!("leave it out; it would say: {}", lower_first(row.doc))),
-            );
-            continue;
-        }
-        if let Some((_, first)) = fields.given.iter().find(|(known, _)| known.name == name) {
-            diagnostics.push(
-                Diagnostic::error(Code::E0305, format!("the field `{name}` is given twice"))
-                    .label(field.name.span, "again here")
-                    .label(first.span, "first here"),
+                    .help(format!("leave it out; its purpose: {}", lower_first(row.doc))),
             );
             continue;
         }
         fields.given.push((row, &field.value));
     }
     for row in kind.fields.iter().filter(|row| row.need == Need::Required) {
-        if !fields.given.iter().any(|(known, _)| known.name == row.name) {
+        // One that is misspelled is not missing as well.
+        if !meant.contains(&row.name) && !fields.given.iter().any(|(known, _)| known.name == row.name) {
             diagnostics.push(
                 Diagnostic::error(Code::E0302, format!("`{}` needs the field `{}`", kind.name, row.name))
                     .label(span, "missing in this block")
@@ -114,15 +109,19 @@ fn match_names<'e>(
 fn unknown(kind: &'static KindRow, name: &str, span: Span) -> Diagnostic {
     let diagnostic =
         Diagnostic::error(Code::E0301, format!("`{}` has no field `{name}`", kind.name)).label(span, "unknown field");
-    let names = || kind.fields.iter().filter(|row| row.need != Need::Later).map(|row| row.name);
-    match nearest(name, names()) {
+    match nearest(name, offered(kind)) {
         Some(near) => diagnostic.help(format!("did you mean `{near}`?")),
-        None => diagnostic.help(format!("its fields are {}", names().collect::<Vec<_>>().join(", "))),
+        None => diagnostic.help(format!("its fields are {}", offered(kind).collect::<Vec<_>>().join(", "))),
     }
 }
 
+/// The fields of this version.
+fn offered(kind: &'static KindRow) -> impl Iterator<Item = &'static str> {
+    kind.fields.iter().filter(|row| row.need != Need::Later).map(|row| row.name)
+}
+
 /// A sentence as part of another one.
-fn lower_first(text: &str) -> String {
+pub(super) fn lower_first(text: &str) -> String {
     let mut chars = text.chars();
     let first: String = chars.next().into_iter().flat_map(char::to_lowercase).collect();
     format!("{first}{}", chars.as_str().trim_end_matches('.'))

@@ -113,7 +113,7 @@ pub(crate) fn block<'e>(item: &'e ast::Item, diagnostics: &mut Vec<Diagnostic>) 
     };
     if let Some(value) = &stage.value {
         diagnostics.push(
-            Diagnostic::error(Code::E0303, format!("a `{name}` block takes fields in braces, and this is a value"))
+            Diagnostic::error(Code::E0303, format!("`{name}` takes fields in braces, and this is a value"))
                 .label(value.span, "a value here")
                 .help(format!("write `{name} {} {{ … }}`", given.text)),
         );

@@ -59,6 +59,8 @@ pub(crate) trait Compute {
     fn axis(&mut self, name: &str) -> Option<Axis>;
     /// The names of all declared axes, for help.
     fn axis_names(&mut self) -> Vec<String>;
+    /// Whether the recipe has an `arg` of this name.
+    fn is_arg(&mut self, name: &str) -> bool;
     fn report(&mut self, diagnostic: Diagnostic);
 }
 
@@ -216,28 +218,26 @@ pub(crate) fn text(compute: &mut dyn Compute, row: &'static FieldRow, expr: &Exp
 pub(crate) fn choice(compute: &mut dyn Compute, row: &'static FieldRow, expr: &Expr) -> Option<&'static str> {
     let Takes::Choice(words) = row.takes else { return None };
     let find = |text: &str| words.iter().find(|word| **word == text).copied();
-    if let ExprKind::Name(name) = &expr.kind
-        && let Some(word) = find(name)
-    {
-        return Some(word);
-    }
-    match compute.plain(expr)? {
-        Plain::Str(text) => {
-            if let Some(word) = find(&text) {
-                return Some(word);
+    let text = match &expr.kind {
+        // A bare word: one of these, or the name of an argument that holds one.
+        ExprKind::Name(name) if find(name).is_some() || !compute.is_arg(name) => name.clone(),
+        _ => match compute.plain(expr)? {
+            Plain::Str(text) => text,
+            plain => {
+                compute.report(wrong_type(row, expr.span, &plain.came()));
+                return None;
             }
-            let diagnostic = out_of_range(row, expr.span, &format!("`{text}`"));
-            compute.report(match nearest(&text, words.iter().copied()) {
-                Some(word) => diagnostic.help(format!("did you mean `{word}`?")),
-                None => diagnostic,
-            });
-            None
-        }
-        plain => {
-            compute.report(wrong_type(row, expr.span, &plain.came()));
-            None
-        }
+        },
+    };
+    let word = find(&text);
+    if word.is_none() {
+        let diagnostic = out_of_range(row, expr.span, &format!("`{text}`"));
+        compute.report(match nearest(&text, words.iter().copied()) {
+            Some(word) => diagnostic.help(format!("did you mean `{word}`?")),
+            None => diagnostic,
+        });
     }
+    word
 }
 
 /// A declared axis, by its name.

@@ -59,9 +59,11 @@ impl Context<'_> {
         clip: Option<f64>,
         span: Span,
     ) -> Option<TrainingGraphs> {
-        self.set_training(&trained.root, true);
+        // A root of its own: no user can write `~`.
+        let root = format!("{}~", trained.block);
+        self.set_training(Some(&root));
         let env = self.env.clone();
-        let model = self.elab.build_root(&trained.root, &env, &trained.model).ok()?;
+        let model = self.elab.build_root(&root, &env, &trained.builder).ok()?;
         let (weights, layer_states): (Vec<StoredId>, Vec<StoredId>) =
             self.elab.stored_of(&model).into_iter().partition(|id| self.stored(*id).kind == StoredKind::Weight);
         if weights.is_empty() {
@@ -360,9 +362,8 @@ impl Context<'_> {
         more: &[(String, Value, Span)],
     ) -> Option<(Graph, Vec<String>)> {
         let span = trained.objective.span;
-        self.set_training(&trained.root, false);
-        let env = self.env.clone();
-        let model = self.elab.build_root(&trained.root, &env, &trained.model).ok()?;
+        self.set_training(None);
+        let (env, model) = (self.env.clone(), trained.model.clone());
         let objective = self.elab.eval(&env, &trained.objective).ok()?;
         self.begin(span)?;
         let batch = self.batch(facts, batch);
@@ -390,9 +391,8 @@ impl Context<'_> {
         let ids = facts.fields.iter().find(|field| field.name == "ids")?;
         let [position] = ids.axes.as_slice() else { return None };
         let span = trained.objective.span;
-        self.set_training(&trained.root, false);
-        let env = self.env.clone();
-        let model = self.elab.build_root(&trained.root, &env, &trained.model).ok()?;
+        self.set_training(None);
+        let model = trained.model.clone();
         self.begin(span)?;
         let axes = AxisSet::of([position.clone(), Axis::new(BATCH, 1)])?;
         let ids = self.elab.input("ids", InputKind::Batch, Type::new(ids.dtype, axes));

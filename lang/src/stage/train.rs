@@ -34,6 +34,8 @@ struct Numbers {
 impl Context<'_> {
     /// Reads a `train` block; `None` when something in it was reported.
     pub(crate) fn train(&mut self, block: &Block<'_>) -> Option<(Vec<String>, TrainSpec)> {
+        // The model as it is outside of training is built first; evaluation uses it.
+        self.set_training(None);
         let (fields, is_fine) = match_fields(self, block.kind, block.ast, block.span);
         let result = self.train_fields(block, &fields).filter(|_| is_fine);
         let known = result.as_ref().map(|(trained, _)| trained.clone());
@@ -48,7 +50,7 @@ impl Context<'_> {
         let optimizer = self.given_or_default(fields, "optimizer");
         let average = fields.get("average").map(|(_, expr)| expr);
         let numbers = self.numbers(fields, data.as_deref());
-        let (root, model) = model?;
+        let (root, builder, model) = model?;
         let (_, objective) = fields.get("objective")?;
         let data = data?;
         let (spec, facts) = self.facts(&data)?;
@@ -63,8 +65,10 @@ impl Context<'_> {
         }
         let numbers = numbers?;
         let trained = Trained {
+            block: block.name.to_owned(),
             root,
-            model: Rc::new(model),
+            model,
+            builder: Rc::new(builder),
             objective: Rc::new(objective.clone()),
             batch: numbers.batch,
             averaged: average.is_some(),
@@ -112,8 +116,8 @@ impl Context<'_> {
         Some((trained, spec))
     }
 
-    /// What builds the model of a block, and the root that its weights are kept under.
-    fn model(&mut self, block: &str, row: &'static FieldRow, expr: &Expr) -> Option<(String, Expr)> {
+    /// The model of a block: its root, what builds it, and itself, not training.
+    fn model(&mut self, block: &str, row: &'static FieldRow, expr: &Expr) -> Option<(String, Expr, Value)> {
         if let ExprKind::Name(name) = &expr.kind
             && self.is_block("train", name)
         {
@@ -141,7 +145,7 @@ impl Context<'_> {
             }
         };
         match &value {
-            Value::Layer(_) => Some((root, builder)),
+            Value::Layer(_) => Some((root, builder, value)),
             Value::Maker(_) => {
                 self.report(
                     Diagnostic::error(
