@@ -37,6 +37,8 @@ pub(crate) struct Emitter<'a, 'f> {
     imports: &'a mut dyn Imports,
     bufs: Vec<Value>,
     scratch: Value,
+    /// The one constant 0 that is compared with, so that nothing is added for it.
+    zero: Value,
     /// The position along each grid dimension.
     at: Vec<Variable>,
     /// Row values.
@@ -91,6 +93,7 @@ pub(crate) fn emit<'f>(
         imports,
         bufs,
         scratch,
+        zero,
         at,
         rows,
         tile: (zero, zero),
@@ -116,20 +119,28 @@ pub(crate) struct Done<'f>(pub(crate) FunctionBuilder<'f>);
 
 impl Emitter<'_, '_> {
     pub(crate) fn int(&mut self, value: i64) -> Value {
-        self.b.ins().iconst(I64, value)
+        if value == 0 { self.zero } else { self.b.ins().iconst(I64, value) }
+    }
+
+    pub(crate) fn sum(&mut self, x: Value, y: Value) -> Value {
+        match (x == self.zero, y == self.zero) {
+            (true, _) => y,
+            (_, true) => x,
+            (false, false) => self.b.ins().iadd(x, y),
+        }
     }
 
     pub(crate) fn plus(&mut self, x: Value, offset: i64) -> Value {
-        if offset == 0 {
-            return x;
-        }
         let offset = self.int(offset);
-        self.b.ins().iadd(x, offset)
+        self.sum(x, offset)
     }
 
     pub(crate) fn times(&mut self, x: Value, factor: i64) -> Value {
-        if factor == 1 {
+        if factor == 1 || x == self.zero {
             return x;
+        }
+        if factor == 0 {
+            return self.zero;
         }
         let factor = self.int(factor);
         self.b.ins().imul(x, factor)
@@ -251,12 +262,12 @@ impl Emitter<'_, '_> {
                 let bytes = strip_bytes(ty.dtype) as i64;
                 let offset = e.times(flat, width as i64 * bytes);
                 let buf = e.bufs[n_bufs + e.exits.len()];
-                let base = e.b.ins().iadd(buf, offset);
+                let base = e.sum(buf, offset);
                 let neutral = e.neutral(*kind, ty.dtype);
                 let (zero, width) = (e.int(0), e.int(width as i64));
                 e.repeat(zero, width, 1, |e, j| {
                     let offset = e.times(j, bytes);
-                    let to = e.b.ins().iadd(base, offset);
+                    let to = e.sum(base, offset);
                     e.b.ins().store(memory(), neutral, to, 0);
                 });
                 e.exits.push((at, base));
@@ -291,7 +302,7 @@ impl Emitter<'_, '_> {
             e.length = None;
             let below = e.b.ins().isub(row, lo);
             let offset = e.b.ins().imul(below, pitch);
-            e.product = Some(e.b.ins().iadd(product, offset));
+            e.product = Some(e.sum(product, offset));
             e.phases(false);
             e.advance(0..n_rows);
         });
@@ -399,7 +410,7 @@ impl Emitter<'_, '_> {
                 }
                 let bytes = strip_bytes(self.scope.vals[val.0 as usize].dtype) as i64;
                 let along = self.times(self.tile.0, bytes);
-                self.b.ins().iadd(base, along)
+                self.sum(base, along)
             }
             Home::Product => self.product.unwrap_or_else(|| bug!("there is no product")),
             Home::Register | Home::Buffer(_) => bug!("{val} has no slot"),
@@ -420,7 +431,7 @@ impl Emitter<'_, '_> {
         let zero = self.int(0);
         self.repeat(zero, self.tile.1, 1, |e, j| {
             let offset = e.times(j, bytes);
-            let to = e.b.ins().iadd(base, offset);
+            let to = e.sum(base, offset);
             e.b.ins().store(memory(), value, to, 0);
         });
         base

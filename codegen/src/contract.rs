@@ -48,7 +48,8 @@ pub(crate) struct Contraction {
     m: usize,
     n: usize,
     k: usize,
-    n_last: usize,
+    /// The extent of the body's strip: the last dimensions of n.
+    pub(crate) n_last: usize,
     micro: Micro,
     /// Elements of one column block, rounded up to whole panels.
     width: usize,
@@ -156,7 +157,7 @@ impl Contraction {
             m: size(&contract.m),
             n,
             k: size(&contract.k),
-            n_last: contract.n.last().map_or(1, |dim| dim.extent as usize),
+            n_last: n.max(1),
             width: n.min(COLUMN_BLOCK).next_multiple_of(micro.panel),
             micro,
             store: PlainStore::of(kernel, contract),

@@ -17,7 +17,7 @@ use crate::contract::{Contraction, Epilogue, Finish};
 use crate::isa::Isa;
 use crate::jit::{Code, CompileError, Jit};
 use crate::memory::Buffers;
-use crate::nest::{Plan, Scope, TILE, normal, strip_bytes};
+use crate::nest::{Plan, Scope, TILE, normal, normal_columns, strip_bytes};
 use crate::pool::Pool;
 use crate::{interp, ordering, scatter};
 
@@ -163,12 +163,11 @@ impl Module {
                 Work::Contract(contract) => {
                     let mut contraction = Contraction::new(kernel, contract, isa);
                     if contraction.needs_body() {
-                        let dims = contract.body_dims();
-                        let scope =
-                            Scope { kernel, dims: &dims, vals: &contract.vals, body: &contract.body, product: true };
+                        let (dims, body, n_columns) = normal_columns(contract);
+                        contraction.n_last = dims.last().map_or(1, |extent| *extent as usize);
+                        let scope = Scope { kernel, dims: &dims, vals: &contract.vals, body: &body, product: true };
                         let plan = Plan::of(&scope);
-                        let n_outer = contract.n.len().saturating_sub(1);
-                        ids.push(jit.define(&scope, &plan, &Drive::Product { n_outer })?);
+                        ids.push(jit.define(&scope, &plan, &Drive::Product { n_outer: n_columns - 1 })?);
                         contraction.finish = Finish::Body(as_epilogue(placeholder(ids.len())));
                         contraction.body_scratch = plan.scratch_bytes;
                     }
@@ -354,10 +353,9 @@ pub fn clif(kernel: &Kernel) -> Result<String, CompileError> {
         }
         Work::Nest(nest) => nest_text(kernel, &normal(nest), &Drive::Grid),
         Work::Contract(contract) if Contraction::new(kernel, contract, Isa::Baseline).needs_body() => {
-            let dims = contract.body_dims();
-            let scope = Scope { kernel, dims: &dims, vals: &contract.vals, body: &contract.body, product: true };
-            let n_outer = contract.n.len().saturating_sub(1);
-            jit.text(&scope, &Plan::of(&scope), &Drive::Product { n_outer })
+            let (dims, body, n_columns) = normal_columns(contract);
+            let scope = Scope { kernel, dims: &dims, vals: &contract.vals, body: &body, product: true };
+            jit.text(&scope, &Plan::of(&scope), &Drive::Product { n_outer: n_columns - 1 })
         }
         Work::Contract(_) | Work::Scatter(_) | Work::Prefix(_) | Work::Top(_) => String::new(),
     })

@@ -6,7 +6,9 @@
 
 use std::collections::BTreeSet;
 
-use mdl_compiler::kernel::{Access, Dim, Index, Kernel, Nest, Position, Rank, Role, ScalarOp, Stmt, Val, ValId};
+use mdl_compiler::kernel::{
+    Access, Contract, Dim, Index, Kernel, Nest, Position, Rank, Role, ScalarOp, Stmt, Term, Val, ValId,
+};
 use mdl_graph::DType;
 
 /// Elements of a strip that are worked on at once: a strip of `f32` is 4 KiB, so that several fit a level-1 cache.
@@ -15,6 +17,7 @@ pub(crate) const TILE: u64 = 1024;
 /// The same nest with as few and as long dimensions as the accesses allow.
 pub(crate) fn normal(nest: &Nest) -> Nest {
     let mut nest = nest.clone();
+    nest.body.iter_mut().for_each(gather_terms);
     let whole = nest.body.iter().any(|stmt| matches!(stmt, Stmt::Fold { .. } | Stmt::Exit { .. }));
     if whole {
         return nest;
@@ -28,16 +31,8 @@ pub(crate) fn normal(nest: &Nest) -> Nest {
             rewrite(&mut nest.body, &|terms| {
                 terms.retain(|(dim, _)| *dim != strip);
             });
-        } else if indices(&nest.body).all(|index| coef(index, outer) == coef(index, strip) * extent) {
+        } else if merge(&mut nest.body, outer, strip, extent) {
             nest.strip *= nest.grid.remove(last);
-            rewrite(&mut nest.body, &|terms| {
-                terms.retain(|(dim, _)| *dim != outer);
-                for (dim, _) in terms.iter_mut() {
-                    if *dim == strip {
-                        *dim = outer;
-                    }
-                }
-            });
         } else {
             break;
         }
@@ -45,6 +40,69 @@ pub(crate) fn normal(nest: &Nest) -> Nest {
     rank(&mut nest);
     nest
 }
+
+/// The body of a contraction with the dimensions of n merged as far as its accesses allow: the dimensions, the statements,
+/// and how many dimensions of n are left.
+pub(crate) fn normal_columns(contract: &Contract) -> (Vec<u64>, Vec<Stmt>, usize) {
+    let mut dims = contract.body_dims();
+    let mut body = contract.body.clone();
+    body.iter_mut().for_each(gather_terms);
+    let mut n_columns = contract.n.len().max(1);
+    while n_columns > 1 {
+        let last = dims.len() - 1;
+        let extent = dims[last];
+        if !merge(&mut body, Dim(last as u32 - 1), Dim(last as u32), extent as i64) {
+            break;
+        }
+        dims.pop();
+        dims[last - 1] *= extent;
+        n_columns -= 1;
+    }
+    (dims, body, n_columns)
+}
+
+/// Makes one dimension of the last two, numbered `outer`, if every index crosses from one to the other evenly.
+fn merge(body: &mut [Stmt], outer: Dim, strip: Dim, extent: i64) -> bool {
+    let even = indices(body).all(|index| coef(index, outer) == coef(index, strip) * extent);
+    if even {
+        rewrite(body, &|terms| {
+            terms.retain(|(dim, _)| *dim != outer);
+            for (dim, _) in terms.iter_mut() {
+                if *dim == strip {
+                    *dim = outer;
+                }
+            }
+        });
+    }
+    even
+}
+
+/// Makes one term of all plain ones, so that whether dimensions merge is seen at a glance.
+fn gather_terms(stmt: &mut Stmt) {
+    let (Stmt::Load { access, .. } | Stmt::Store { access, .. } | Stmt::Exit { access, .. }) = stmt else { return };
+    let mut plain = Index::affine(0, Vec::new());
+    access.terms.retain(|term| {
+        let Position::Index(index) = &term.index else { return true };
+        if term.range.is_some() || index.div != 1 || index.modulo != 0 {
+            return true;
+        }
+        access.base += term.coef * (index.base + index.plus);
+        for (dim, coef) in &index.terms {
+            match plain.terms.iter_mut().find(|(known, _)| known == dim) {
+                Some((_, sum)) => *sum += coef * term.coef,
+                None => plain.terms.push((*dim, coef * term.coef)),
+            }
+        }
+        false
+    });
+    plain.terms.retain(|(_, coef)| *coef != 0);
+    if !plain.terms.is_empty() {
+        access.terms.insert(0, Term { index: Position::Index(plain), coef: 1, range: None });
+    }
+}
+
+/// The terms of an index.
+type Terms = Vec<(Dim, i64)>;
 
 fn coef(index: &Index, dim: Dim) -> i64 {
     index.terms.iter().filter(|(term, _)| *term == dim).map(|(_, coef)| coef).sum()
@@ -68,7 +126,7 @@ fn indices(body: &[Stmt]) -> impl Iterator<Item = &Index> {
     })
 }
 
-fn rewrite(body: &mut [Stmt], change: &dyn Fn(&mut Vec<(Dim, i64)>)) {
+fn rewrite(body: &mut [Stmt], change: &dyn Fn(&mut Terms)) {
     for stmt in body {
         match stmt {
             Stmt::Load { access, .. } | Stmt::Store { access, .. } | Stmt::Exit { access, .. } => {

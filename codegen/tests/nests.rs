@@ -272,7 +272,7 @@ fn check(seeds: std::ops::Range<u32>) {
 
 #[test]
 fn random_nests_agree_exactly() {
-    check(0..300);
+    check(0..150);
 }
 
 /// One call per transcendental operation, on a long strip and on rows.

@@ -35,7 +35,7 @@ fn memory(kernel: &Kernel, noise: &mut Noise) -> Vec<common::Block> {
 fn contraction(seed: u32) -> (Kernel, Noise) {
     let mut noise = Noise::new(seed);
     let dtype = noise.pick(&[DType::F32, DType::F32, DType::BF16, DType::F16, DType::F64]);
-    let mut dims = |noise: &mut Noise, most: usize, sizes: &[u64]| -> Vec<u64> {
+    let dims = |noise: &mut Noise, most: usize, sizes: &[u64]| -> Vec<u64> {
         (0..noise.below(most + 1)).map(|_| noise.pick(sizes)).collect()
     };
     let batch = dims(&mut noise, 2, &[1, 2, 3]);

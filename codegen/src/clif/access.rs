@@ -9,6 +9,17 @@ use mdl_graph::{DType, bug};
 use super::{Emitter, clif_type, memory};
 use crate::nest::{Along, along, strip_bytes};
 
+/// Positions `lo..hi` of a strip of `dtype`, and of a run in a buffer of `stored` in steps of `stride`.
+struct Run {
+    stored: DType,
+    dtype: DType,
+    to: Value,
+    from: Value,
+    stride: i64,
+    lo: Value,
+    hi: Value,
+}
+
 impl Emitter<'_, '_> {
     /// The value of an index with the strip at `j`.
     pub(crate) fn index(&mut self, index: &Index, j: Option<Value>) -> Value {
@@ -25,7 +36,7 @@ impl Emitter<'_, '_> {
                 self.position(*dim)
             };
             let scaled = self.times(at, *coef);
-            sum = self.b.ins().iadd(sum, scaled);
+            sum = self.sum(sum, scaled);
         }
         if plain {
             return sum;
@@ -66,7 +77,7 @@ impl Emitter<'_, '_> {
                     Some(local) if self.scope.is_strip(*val) => {
                         let base = self.strip(*val, 3);
                         let offset = self.times(local, strip_bytes(dtype) as i64);
-                        let at = self.b.ins().iadd(base, offset);
+                        let at = self.sum(base, offset);
                         self.b.ins().load(clif_type(dtype), memory(), at, 0)
                     }
                     _ => self.row_value(*val),
@@ -116,10 +127,10 @@ impl Emitter<'_, '_> {
             }
             if term.coef != 0 {
                 let scaled = self.times(value, term.coef * bytes);
-                offset = self.b.ins().iadd(offset, scaled);
+                offset = self.sum(offset, scaled);
             }
         }
-        (self.b.ins().iadd(self.bufs[buf], offset), exists)
+        (self.sum(self.bufs[buf], offset), exists)
     }
 
     /// The address of a plain run at the tile's first position.
@@ -231,7 +242,7 @@ impl Emitter<'_, '_> {
         let bytes = strip_bytes(dtype) as i64;
         self.repeat(lo, hi, 1, |e, j| {
             let offset = e.times(j, bytes);
-            let to = e.b.ins().iadd(base, offset);
+            let to = e.sum(base, offset);
             e.b.ins().store(memory(), value, to, 0);
         });
     }
@@ -248,10 +259,10 @@ impl Emitter<'_, '_> {
         let number = strip_bytes(dtype) as i64;
         match along(access, self.scope.strip(), self.scope.vals) {
             Along::General => self.repeat(zero, count, 1, |e, j| {
-                let position = e.b.ins().iadd(first, j);
+                let position = e.sum(first, j);
                 let (at, exists) = e.full_address(buf, access, Some(position), Some(j));
                 let offset = e.times(j, number);
-                let to = e.b.ins().iadd(to, offset);
+                let to = e.sum(to, offset);
                 let read = |e: &mut Self| {
                     let value = e.load_one(stored, at);
                     e.b.ins().store(memory(), value, to, 0);
@@ -274,7 +285,7 @@ impl Emitter<'_, '_> {
                         e.fill(to, dtype, fill, hi, count);
                     }
                     let (from, _) = e.full_address(buf, access, Some(first), None);
-                    e.read_run(stored, dtype, to, from, stride, lo, hi);
+                    e.read_run(&Run { stored, dtype, to, from, stride, lo, hi });
                 };
                 match guard {
                     None => read(self),
@@ -288,7 +299,8 @@ impl Emitter<'_, '_> {
     }
 
     /// Positions `lo..hi` of a strided run at `from` into a strip at `to`.
-    fn read_run(&mut self, stored: DType, dtype: DType, to: Value, from: Value, stride: i64, lo: Value, hi: Value) {
+    fn read_run(&mut self, run: &Run) {
+        let Run { stored, dtype, to, from, stride, lo, hi } = *run;
         let bytes = stored.size_bytes() as i64;
         let number = strip_bytes(dtype) as i64;
         let convert = match stored {
@@ -301,9 +313,9 @@ impl Emitter<'_, '_> {
             DType::F64 | DType::I64 => None,
         };
         let offset = self.times(lo, number);
-        let to_lo = self.b.ins().iadd(to, offset);
+        let to_lo = self.sum(to, offset);
         let offset = self.times(lo, bytes * stride);
-        let from_lo = self.b.ins().iadd(from, offset);
+        let from_lo = self.sum(from, offset);
         let count = self.b.ins().isub(hi, lo);
         match convert {
             Some(routine) if stride == 1 => self.call(routine, &[to_lo, from_lo, count]),
@@ -326,10 +338,10 @@ impl Emitter<'_, '_> {
             }
             _ => self.repeat(lo, hi, 1, |e, j| {
                 let offset = e.times(j, bytes * stride);
-                let at = e.b.ins().iadd(from, offset);
+                let at = e.sum(from, offset);
                 let value = e.load_one(stored, at);
                 let offset = e.times(j, number);
-                let to = e.b.ins().iadd(to, offset);
+                let to = e.sum(to, offset);
                 e.b.ins().store(memory(), value, to, 0);
             }),
         }
@@ -347,11 +359,11 @@ impl Emitter<'_, '_> {
         let number = strip_bytes(dtype) as i64;
         match along(access, self.scope.strip(), self.scope.vals) {
             Along::General => self.repeat(zero, count, 1, |e, j| {
-                let position = e.b.ins().iadd(first, j);
+                let position = e.sum(first, j);
                 let (at, exists) = e.full_address(buf, access, Some(position), Some(j));
                 let write = |e: &mut Self| {
                     let offset = e.times(j, number);
-                    let from = e.b.ins().iadd(from, offset);
+                    let from = e.sum(from, offset);
                     let value = e.b.ins().load(clif_type(dtype), memory(), from, 0);
                     e.store_one(stored, value, at);
                 };
@@ -365,7 +377,7 @@ impl Emitter<'_, '_> {
                 let write = |e: &mut Self| {
                     let (lo, hi) = if way == Along::Stride(stride) { (zero, count) } else { e.window(access) };
                     let (to, _) = e.full_address(buf, access, Some(first), None);
-                    e.write_run(stored, dtype, to, from, stride, lo, hi);
+                    e.write_run(&Run { stored, dtype, to, from, stride, lo, hi });
                 };
                 match guard {
                     None => write(self),
@@ -376,7 +388,8 @@ impl Emitter<'_, '_> {
     }
 
     /// Positions `lo..hi` of a strip at `from` to a strided run at `to`.
-    fn write_run(&mut self, stored: DType, dtype: DType, to: Value, from: Value, stride: i64, lo: Value, hi: Value) {
+    fn write_run(&mut self, run: &Run) {
+        let Run { stored, dtype, to, from, stride, lo, hi } = *run;
         let bytes = stored.size_bytes() as i64;
         let number = strip_bytes(dtype) as i64;
         let convert = match stored {
@@ -390,19 +403,19 @@ impl Emitter<'_, '_> {
         };
         if let (Some(routine), 1) = (convert, stride) {
             let offset = self.times(lo, bytes);
-            let to = self.b.ins().iadd(to, offset);
+            let to = self.sum(to, offset);
             let offset = self.times(lo, number);
-            let from = self.b.ins().iadd(from, offset);
+            let from = self.sum(from, offset);
             let count = self.b.ins().isub(hi, lo);
             self.call(routine, &[to, from, count]);
             return;
         }
         self.repeat(lo, hi, 1, |e, j| {
             let offset = e.times(j, number);
-            let from = e.b.ins().iadd(from, offset);
+            let from = e.sum(from, offset);
             let value = e.b.ins().load(clif_type(dtype), memory(), from, 0);
             let offset = e.times(j, bytes * stride);
-            let to = e.b.ins().iadd(to, offset);
+            let to = e.sum(to, offset);
             e.store_one(stored, value, to);
         });
     }

@@ -174,7 +174,7 @@ impl Emitter<'_, '_> {
                 let at = e.b.ins().iadd(*strip, offset);
                 operands.push(if number < 3 { e.b.ins().load(I32, memory(), at, 0) } else { at });
             }
-            let (to, one) = (e.b.ins().iadd(to, offset), e.int(1));
+            let (to, one) = (e.sum(to, offset), e.int(1));
             e.strip_call(op, val, to, &operands, one);
         });
     }
@@ -236,7 +236,7 @@ impl Emitter<'_, '_> {
                     let bytes = strip_bytes(scope.vals[val.0 as usize].dtype) as i64;
                     let base = self.exit_address(*stmt);
                     let along = self.times(self.tile.0, bytes);
-                    targets[*stmt] = Some(self.b.ins().iadd(base, along));
+                    targets[*stmt] = Some(self.sum(base, along));
                 }
                 other => {
                     if let Some(val) = crate::nest::defined(other)
@@ -289,7 +289,7 @@ impl Emitter<'_, '_> {
     fn moved(&mut self, base: Option<Value>, j: Value, dtype: DType) -> Value {
         let base = base.unwrap_or_else(|| bug!("a strip without an address"));
         let offset = self.times(j, strip_bytes(dtype) as i64);
-        self.b.ins().iadd(base, offset)
+        self.sum(base, offset)
     }
 
     fn inlined_stmt(&mut self, stmt: usize, pass: &mut Pass, j: Value, target: Option<Value>) {
@@ -305,7 +305,7 @@ impl Emitter<'_, '_> {
             }
             Stmt::Index { val, index } => {
                 let dtype = scope.vals[val.0 as usize].dtype;
-                let position = self.b.ins().iadd(self.tile.0, j);
+                let position = self.sum(self.tile.0, j);
                 let mut value = self.index(index, Some(position));
                 if dtype == DType::I32 {
                     value = self.b.ins().ireduce(I32, value);

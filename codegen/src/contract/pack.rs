@@ -82,9 +82,9 @@ unsafe fn k_adjacent<T: Copy, const W: usize>(
             }
         }
         for j in whole..depth {
-            for i in i0..i0 + B {
+            for (i, row) in rows[i0..i0 + B].iter().enumerate() {
                 // SAFETY: see `panels`.
-                unsafe { to.add(j * W + i).write(widen(from.offset(rows[i] as isize).add(j).read())) };
+                unsafe { to.add(j * W + i0 + i).write(widen(from.offset(*row as isize).add(j).read())) };
             }
         }
     }

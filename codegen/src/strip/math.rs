@@ -4,6 +4,8 @@
 //! on every instruction set. Errors are measured by the tests below over the whole range. The polynomials are least-squares fits at
 //! Chebyshev nodes, weighted for relative error of the result; each states the error of the fit.
 
+#![allow(clippy::excessive_precision, clippy::approx_constant, reason = "coefficients of fits, not constants")]
+
 /// 1.5 · 2²³: adding it rounds a number below 2²² to an integer, which then is in the low bits.
 const ROUNDER: f32 = 12_582_912.0;
 const LOG2_E: f32 = std::f32::consts::LOG2_E;
@@ -231,7 +233,7 @@ mod tests {
 
     #[test]
     fn sine_and_cosine_are_within_two_units() {
-        let near = |x: f32| !(x.abs() > TURNS_LIMIT);
+        let near = |x: f32| x.is_nan() || x.abs() <= TURNS_LIMIT;
         worst("sin", 2.0, |x| sin_quarter(x, 0), f64::sin, near);
         worst("cos", 2.0, |x| sin_quarter(x, 1), f64::cos, near);
     }
