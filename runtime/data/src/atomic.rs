@@ -89,6 +89,11 @@ pub fn write_atomic(path: &Path, write: impl FnOnce(&mut dyn Write) -> io::Resul
     write_atomic_on(&Os, path, write)
 }
 
+/// As [`write_atomic`], for bytes that are at hand.
+pub fn write(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    write_atomic(path, |to| to.write_all(bytes))
+}
+
 /// As [`write_atomic`], on any disk.
 pub fn write_atomic_on(
     disk: &dyn Disk,
@@ -206,7 +211,7 @@ pub fn recover_on(disk: &dyn Disk, home: &Path) -> io::Result<()> {
     if !disk.exists(home) {
         return Ok(());
     }
-    for name in disk.names(home)? {
+    for name in disk.names(home).map_err(|e| saying("look into", home, e))? {
         let path = home.join(&name);
         if let Some(stem) = name.strip_suffix(".old") {
             let place = home.join(stem);

@@ -63,7 +63,6 @@ pub(crate) fn facts(cache: &Path, hash: &str) -> Option<Facts> {
 
 /// Reads prepared data. `None` where there is none, an error where it is damaged.
 pub(crate) fn load(cache: &Path, hash: &str, spec: &DataSpec) -> Result<Option<Dataset>, Problem> {
-    recover(cache).map_err(|error| Problem::new(CACHE, error.to_string()))?;
     let folder = folder(cache, hash);
     if !folder.exists() {
         return Ok(None);
@@ -105,6 +104,8 @@ pub(crate) fn store(cache: &Path, dataset: &Dataset) -> Result<(), Problem> {
     };
     let report =
         serde_json::to_string_pretty(&report).unwrap_or_else(|error| panic!("a report is plain data: {error}"));
+    // Tidying is for those who write: a reader must not take away what another is writing.
+    recover(cache).map_err(|error| Problem::new(CACHE, error.to_string()))?;
     write_folder(&folder(cache, &dataset.facts.data.hash), |w| {
         w.file(IDS, |w| w.write_all(&ids))?;
         if let Some(json) = &tokenizer {

@@ -5,7 +5,7 @@
 use mdl_graph::Span;
 use std::fmt;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 /// A result that carries every problem found, not just the first one.
 pub type Checked<T> = Result<T, Vec<Problem>>;
@@ -19,9 +19,9 @@ pub struct Problem {
     pub message: String,
     /// What to do about it, where that is known.
     pub help: Option<String>,
-    pub path: Option<PathBuf>,
+    pub path: Option<Box<Path>>,
     /// Counts from 1, as editors do.
-    pub line: Option<u64>,
+    pub line: Option<u32>,
     /// Offset in the file as it is after decompression.
     pub byte: Option<u64>,
     /// The source or tokenizer in the recipe that it is about, where it is about one.
@@ -66,12 +66,12 @@ impl Problem {
     }
 
     pub fn at(mut self, path: &Path) -> Problem {
-        self.path = Some(path.to_path_buf());
+        self.path = Some(path.into());
         self
     }
 
     pub fn line(mut self, line: u64) -> Problem {
-        self.line = Some(line);
+        self.line = u32::try_from(line).ok();
         self
     }
 
