@@ -164,6 +164,15 @@ impl Elaborator<'_> {
         let only_right: Vec<String> =
             right.axes.minus(&left.axes).iter().filter(undeclared).map(|axis| super::scope::plain(&axis.name)).collect();
         let (Some(x), Some(y)) = (only_left.first(), only_right.first()) else { return Ok(()) };
+        if let Some(both) = only_left.iter().find(|name| only_right.contains(name)) {
+            let message = format!("`{both}` came by its name on one side and through `..` on the other");
+            let diagnostic = Diagnostic::error(Code::E0205, message)
+                .label(at, "they are two axes here")
+                .label(spans.0, format!("has {}", self.show_axes(&left.axes)))
+                .label(spans.1, format!("has {}", self.show_axes(&right.axes)))
+                .help(format!("name `{both}` in the types of both parameters"));
+            return Err(self.fail(diagnostic));
+        }
         let message = format!("elementwise on two float tensors: only the left has `{x}`, only the right has `{y}`");
         let diagnostic = Diagnostic::error(Code::E0205, message)
             .label(at, "this would make every pair of positions")
