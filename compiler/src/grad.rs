@@ -16,7 +16,7 @@ mod sweep;
 
 use std::collections::BTreeMap;
 
-pub(crate) use loops::params;
+pub(crate) use loops::{aside, params};
 use mdl_graph::{DType, Graph, Loop, NodeId, Op, Scalar, bug};
 
 /// What the names of the outputs begin with that a forward loop stacks only for its backward loop.

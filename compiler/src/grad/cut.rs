@@ -4,7 +4,7 @@
 //! drain into the sink, and computing one value from others joins their pipes with ones of no limit. What a cut severs is what
 //! has to be saved. Of equal cuts the one nearest to the sink is taken, which computes the least again.
 
-use mdl_graph::{Graph, NodeId};
+use mdl_graph::{Class, Graph, NodeId, Op};
 use petgraph::Direction;
 use petgraph::algo::dinics;
 use petgraph::graph::{DiGraph, NodeIndex};
@@ -29,8 +29,11 @@ pub(crate) fn least_saved(
             continue;
         }
         let (entry, exit) = (network.add_node(()), network.add_node(()));
-        // One more than the bytes: of equally large sets, the one of fewer values.
-        network.add_edge(entry, exit, graph.ty(id).size_bytes() + 1);
+        // A little more than the bytes: of equally large sets, the one of fewer values, and no view of what could be saved itself.
+        let view = u64::from(graph.op(id).class() == Class::View);
+        // The node of a loop is no value: its results are.
+        let is_value = !matches!(graph.op(id), Op::Loop(_) | Op::Grad);
+        network.add_edge(entry, exit, if is_value { graph.ty(id).size_bytes() + 1 + view } else { ENDLESS });
         pipes[id.idx()] = Some((entry, exit));
         if free(id) {
             graph.args(id).iter().for_each(|arg| needed[arg.idx()] = true);

@@ -329,7 +329,7 @@ impl Parts {
 }
 
 /// A value that is stacked along `axis` may have an axis of that name itself: it is renamed to a twin that is free.
-fn aside(ty: &Type, axis: &Name) -> Vec<(Name, Name)> {
+pub(crate) fn aside(ty: &Type, axis: &Name) -> Vec<(Name, Name)> {
     if !ty.axes.contains(axis) {
         return Vec::new();
     }
