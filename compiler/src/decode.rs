@@ -12,7 +12,10 @@ mod causal;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
-use mdl_graph::{Axis, DType, Graph, InputKind, Loop, Name, NodeId, Op, Role, ScatterKind, ShapeError, Span, Type};
+use mdl_graph::{
+    Axis, Class, DType, Graph, InputId, InputKind, Loop, Name, NodeId, Op, Output, Role, ScatterKind, ShapeError, Span,
+    Type,
+};
 
 /// The name of the scalar input that holds the first new position, `i32[]`.
 pub const POS: &str = "pos";
@@ -52,16 +55,15 @@ pub fn decode(graph: &Graph, axis: &Axis, rows: u64) -> Result<Decoder, DecodeEr
             ty.axes.insert(Axis::new(axis.name.clone(), rows));
         }
         let node = to.input(input.name.clone(), input.kind, ty);
-        inputs.push(if data { Value::Moving(node) } else { Value::Fixed { full: node } });
+        inputs.push(if data { Value::Moving { node, along: axis.name.clone() } } else { Value::Fixed { full: node } });
     }
     let pos = to.input(POS, InputKind::Scalar, Type::scalar(DType::I32));
-    let mut walk = Walk::new(graph, to, axis.clone(), rows, pos);
+    let mut walk = Walk::new(graph, to, axis.clone(), rows, pos, BTreeSet::new());
     walk.run(&inputs)?;
     for output in graph.outputs().iter().filter(|output| output.role == Role::Value) {
-        let node = walk.rows_of(output.node)?;
+        let node = walk.at(output.node, &axis.name)?;
         walk.to.output_as(output.name.clone(), Role::Value, node);
     }
-    // The caches of this level are states; `run` made their inputs last.
     let mut caches = Vec::new();
     for cache in std::mem::take(&mut walk.caches) {
         walk.to.output_as(cache.name.clone(), Role::Next(cache.input), cache.next);
@@ -71,20 +73,21 @@ pub fn decode(graph: &Graph, axis: &Axis, rows: u64) -> Result<Decoder, DecodeEr
 }
 
 /// What stands for a node of the original graph.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 enum Value {
     /// Does not depend on the sequence. `full` is the value as it was, all positions; what is needed at the new positions
-    /// is computed from its arguments (see `Walk::rows_of`).
+    /// is made from its arguments (see [`Walk::at`]).
     Fixed { full: NodeId },
-    /// Depends on the sequence: the new positions only along `t`, or along its copy when `t` itself is absent. Where both
-    /// are there, the copy has all positions.
-    Moving(NodeId),
+    /// Depends on the sequence: the new positions only along one copy of the axis, all positions so far along any other.
+    Moving { node: NodeId, along: Name },
+    /// The last carry of a loop over the sequence: it depends on positions that are still to come.
+    Ahead,
 }
 
 struct Cache {
     name: Name,
-    /// The input of the derived graph, and its node.
-    input: mdl_graph::InputId,
+    /// The input of the derived graph.
+    input: InputId,
     next: NodeId,
 }
 
@@ -97,83 +100,83 @@ struct Walk<'a> {
     values: Vec<Option<Value>>,
     /// The results of loops that depend on the sequence, by the loop's node.
     loops: BTreeMap<NodeId, Vec<Value>>,
-    /// The names under which the sequence's axis appears: `t` and what it was renamed to.
+    /// The names that the sequence's axis has in places: its own, and what it was renamed to.
     copies: BTreeSet<Name>,
-    /// Nodes at the new positions, made of fixed values, and caches already appended to.
-    at_rows: BTreeMap<NodeId, NodeId>,
+    /// Fixed values at the new positions, and moving ones appended to their caches: made once.
+    at_rows: BTreeMap<(NodeId, Name), NodeId>,
     appended: BTreeMap<NodeId, NodeId>,
     caches: Vec<Cache>,
     causal: causal::Causal<'a>,
 }
 
 impl<'a> Walk<'a> {
-    fn new(from: &'a Graph, to: Graph, axis: Axis, rows: u64, pos: NodeId) -> Walk<'a> {
-        let mut copies = BTreeSet::from([axis.name.clone()]);
+    fn new(from: &'a Graph, to: Graph, axis: Axis, rows: u64, pos: NodeId, mut copies: BTreeSet<Name>) -> Walk<'a> {
+        copies.insert(axis.name.clone());
         for id in from.ids() {
             if let Op::Rename(pairs) = from.op(id) {
-                let had =
-                    |old: &Name| copies.contains(old) && from.ty(from.args(id)[0]).axes.size(old) == Some(axis.size);
+                let axes = &from.ty(from.args(id)[0]).axes;
+                let had = |old: &Name| copies.contains(old) && axes.size(old) == Some(axis.size);
                 let new: Vec<Name> = pairs.iter().filter(|(old, _)| had(old)).map(|(_, new)| new.clone()).collect();
                 copies.extend(new);
             }
         }
-        let causal = causal::Causal::new(from, axis.name.clone());
         let values = vec![None; from.nodes().len()];
         let (loops, at_rows, appended) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
+        let causal = causal::Causal::new(from);
         Walk { from, to, axis, rows, pos, values, loops, copies, at_rows, appended, caches: Vec::new(), causal }
     }
 
-    fn refuse<T>(&self, id: NodeId, message: String) -> Result<T, DecodeError> {
-        Err(DecodeError { message, span: self.from.node(id).span })
+    fn refuse<T>(&self, id: NodeId, message: impl Into<String>) -> Result<T, DecodeError> {
+        Err(DecodeError { message: message.into(), span: self.from.node(id).span })
     }
 
     fn run(&mut self, inputs: &[Value]) -> Result<(), DecodeError> {
         let live = self.from.live();
-        for id in self.from.ids() {
-            if !live[id.idx()] {
-                continue;
-            }
+        for id in self.from.ids().filter(|id| live[id.idx()]) {
+            let args = self.from.args(id);
             let value = match self.from.op(id) {
-                Op::Input(input) => inputs[input.0 as usize],
-                Op::Get(k) if self.loops.contains_key(&self.from.args(id)[0]) => {
-                    self.loops[&self.from.args(id)[0]][*k as usize]
-                }
-                _ if self
-                    .from
-                    .args(id)
-                    .iter()
-                    .all(|arg| matches!(self.values[arg.idx()], Some(Value::Fixed { .. }))) =>
-                {
-                    let args: Vec<NodeId> = self.from.args(id).iter().map(|arg| self.full(*arg)).collect();
+                Op::Input(input) => inputs[input.0 as usize].clone(),
+                Op::Get(k) if self.loops.contains_key(&args[0]) => self.loops[&args[0]][*k as usize].clone(),
+                _ if args.iter().all(|arg| matches!(self.values[arg.idx()], Some(Value::Fixed { .. }))) => {
+                    let args: Vec<NodeId> = args.iter().map(|arg| self.node(*arg)).collect();
                     Value::Fixed { full: self.to.copy(self.from, id, &args) }
                 }
+                _ if args.iter().any(|arg| matches!(self.values[arg.idx()], Some(Value::Ahead))) => {
+                    return self.refuse(
+                        id,
+                        "the last value of a loop over the text depends on positions that are still to come",
+                    );
+                }
                 Op::Loop(inner) => {
-                    self.derive_loop(id, inner)?;
+                    self.to.set_here_like(self.from.node(id));
+                    let results = self.derive_loop(id, inner)?;
+                    self.loops.insert(id, results);
                     continue;
                 }
-                _ => Value::Moving(self.derive(id)?),
+                _ => self.derive(id)?,
             };
             self.values[id.idx()] = Some(value);
         }
         Ok(())
     }
 
-    fn full(&self, id: NodeId) -> NodeId {
+    fn node(&self, id: NodeId) -> NodeId {
         match self.values[id.idx()] {
-            Some(Value::Fixed { full } | Value::Moving(full)) => full,
-            None => mdl_graph::bug!("{id} is used before it is derived"),
+            Some(Value::Fixed { full: node } | Value::Moving { node, .. }) => node,
+            _ => mdl_graph::bug!("{id} is used before it is derived"),
         }
     }
 
-    fn is_moving(&self, id: NodeId) -> bool {
-        matches!(self.values[id.idx()], Some(Value::Moving(_)))
+    /// The axis along which a value holds the new positions only.
+    fn along(&self, id: NodeId) -> Option<Name> {
+        match &self.values[id.idx()] {
+            Some(Value::Moving { along, .. }) => Some(along.clone()),
+            _ => None,
+        }
     }
 
-    /// The copies of the axis in the original type of a node, other than the axis itself.
-    fn twins(&self, id: NodeId) -> Vec<Name> {
-        let axes = &self.from.ty(id).axes;
-        let mine = axes.iter().filter(|axis| axis.name != self.axis.name && axis.size == self.axis.size);
-        mine.map(|axis| axis.name.clone()).filter(|name| self.copies.contains(name)).collect()
+    fn is_copy(&self, axis: &Axis) -> bool {
+        axis.size == self.axis.size && self.copies.contains(&axis.name)
     }
 
     /// The new positions, along `name`: `pos + iota`.
@@ -182,370 +185,361 @@ impl<'a> Walk<'a> {
         self.to.add(Op::Add, &[self.pos, iota])
     }
 
-    /// A value at the new positions along `t`: itself when it moves, else made from what it is made of.
-    fn rows_of(&mut self, id: NodeId) -> Result<NodeId, DecodeError> {
-        let axis = self.axis.name.clone();
-        self.at(id, &axis)
-    }
-
-    /// A value at the new positions along `name`, one of the copies of the axis.
+    /// A value at the new positions along `name`: itself when it moves along it, else made of what it is made of.
     fn at(&mut self, id: NodeId, name: &Name) -> Result<NodeId, DecodeError> {
-        if self.is_moving(id) || !self.from.ty(id).axes.contains(name) {
-            return Ok(self.full(id));
+        match &self.values[id.idx()] {
+            Some(Value::Moving { along, node }) if along == name => return Ok(*node),
+            Some(Value::Fixed { full }) if !self.from.ty(id).axes.contains(name) => return Ok(*full),
+            Some(Value::Fixed { .. }) => {}
+            _ => return self.refuse(id, format!("this has positions that are still to come along `{name}`")),
         }
-        if *name == self.axis.name
-            && let Some(done) = self.at_rows.get(&id)
-        {
+        if let Some(done) = self.at_rows.get(&(id, name.clone())) {
             return Ok(*done);
         }
         let node = self.from.node(id);
-        let pointwise = !mentions(&node.op, name);
         let made = match &node.op {
             Op::Iota(_) => self.positions(name),
-            // Recomputing a few rows is cheaper than keeping all of them: masks are made of positions.
-            op if op.class() == mdl_graph::Class::Map && pointwise => {
+            // Computing a few rows again is cheaper than keeping all of them: masks are made of positions.
+            op if op.class() == Class::Map => {
                 let args = node.args.iter().map(|arg| self.at(*arg, name)).collect::<Result<Vec<_>, _>>()?;
                 self.to.copy(self.from, id, &args)
             }
             _ => {
-                let index = self.positions(name);
-                let full = self.full(id);
+                let (index, full) = (self.positions(name), self.node(id));
                 self.to.add(Op::Gather { axis: name.clone() }, &[full, index])
             }
         };
-        if *name == self.axis.name {
-            self.at_rows.insert(id, made);
-        }
+        self.at_rows.insert((id, name.clone()), made);
         Ok(made)
     }
 
-    /// All positions so far of a value that has the new ones along `name`: they are appended to a cache.
-    fn append(&mut self, id: NodeId, name: &Name) -> NodeId {
-        if let Some(done) = self.appended.get(&id) {
-            return *done;
+    /// A cache that starts as zeros.
+    fn cache(&mut self, id: NodeId, ty: Type) -> (Name, InputId, NodeId) {
+        // Inputs are told apart by their names, and the number of inputs tells the names apart.
+        let name = Name::from(format!("cache/{}/{}", self.from.node(id).scope, self.to.inputs().len()));
+        let node = self.to.input(name.clone(), InputKind::State, ty);
+        match *self.to.op(node) {
+            Op::Input(input) => (name, input, node),
+            _ => mdl_graph::bug!("an input is no input"),
         }
-        let rows = self.full(id);
+    }
+
+    /// All positions so far of a value that holds the new ones: they are put into a cache.
+    fn append(&mut self, id: NodeId) -> Result<NodeId, DecodeError> {
+        if let Some(done) = self.appended.get(&id) {
+            return Ok(*done);
+        }
+        let Some(Value::Moving { node: rows, along }) = self.values[id.idx()].clone() else { return Ok(self.node(id)) };
         let ty = self.from.ty(id).clone();
-        let place = format!("cache/{}{}", self.from.node(id).scope, self.caches.len());
-        let cache = self.to.input(place.clone(), InputKind::State, ty.clone());
-        let Op::Input(input) = *self.to.op(cache) else { mdl_graph::bug!("an input is no input") };
-        let index = self.positions(name);
-        let axis = Axis::new(name.clone(), self.axis.size);
-        // The index is an axis of its own, so that the row's name is free for the result's.
-        let (spot, moved) = (Name::from("spot"), |name: &Name| vec![(name.clone(), Name::from("spot"))]);
-        let index = self.to.rename(index, moved(name));
-        let rows = self.to.rename(rows, moved(name));
+        if ty.axes.iter().any(|axis| self.is_copy(axis) && axis.name != along) {
+            return self.refuse(id, "this pairs positions with positions, and is used as one of the two");
+        }
+        let (name, input, before) = self.cache(id, ty);
+        let axis = Axis::new(along.clone(), self.axis.size);
+        // The row's axis gets a name of its own, so that the result's is free.
+        let spot = [(along.clone(), Name::from("spot~"))];
+        let index = self.positions(&along);
+        let index = self.to.rename(index, spot.clone());
+        let rows = self.to.rename(rows, spot);
         let scatter = Op::Scatter { axis: axis.clone(), keep: Vec::new(), kind: ScatterKind::Put };
         let put = self.to.add(scatter, &[rows, index]);
-        // Which positions are new: those from `pos` to `pos + rows`.
+        // New are the positions from `pos` to `pos + rows`.
         let all = self.to.iota(axis);
-        let past = self.to.add(Op::Less, &[all, self.pos]);
         let count = self.to.constant(self.rows as f64, DType::I32);
         let end = self.to.add(Op::Add, &[self.pos, count]);
-        let reached = self.to.add(Op::Less, &[all, end]);
-        let present = self.to.add(Op::Not, &[past]);
-        let is_new = self.to.add(Op::And, &[present, reached]);
-        let next = self.to.add(Op::Select, &[is_new, put, cache]);
-        debug_assert!(!self.to.ty(next).axes.contains(&spot));
-        self.caches.push(Cache { name: Name::from(place), input, next });
+        let is_past = self.to.add(Op::Less, &[all, self.pos]);
+        let is_present = self.to.add(Op::Not, &[is_past]);
+        let is_reached = self.to.add(Op::Less, &[all, end]);
+        let is_new = self.to.add(Op::And, &[is_present, is_reached]);
+        let next = self.to.add(Op::Select, &[is_new, put, before]);
+        self.caches.push(Cache { name, input, next });
         self.appended.insert(id, next);
-        next
+        Ok(next)
     }
 
-    /// An argument in the form that the result wants: with `t` in the result, `t` at the new positions and copies at all;
-    /// without it, the copy at the new positions.
-    fn argument(&mut self, id: NodeId, has_t: bool, twins: &[Name]) -> Result<NodeId, DecodeError> {
-        let axes = self.from.ty(id).axes.clone();
-        if has_t {
-            if axes.contains(&self.axis.name) {
-                return self.rows_of(id);
-            }
-            let held: Vec<Name> = twins.iter().filter(|name| axes.contains(name)).cloned().collect();
-            return match held.as_slice() {
-                [name] if self.is_moving(id) => Ok(self.append(id, name)),
-                _ => Ok(self.full(id)),
-            };
-        }
-        match twins.iter().find(|name| axes.contains(name)) {
-            Some(name) => self.at(id, &name.clone()),
-            None => Ok(self.full(id)),
-        }
-    }
-
-    fn derive(&mut self, id: NodeId) -> Result<NodeId, DecodeError> {
+    /// The axis along which a node's result holds the new positions: where two copies meet, that of the one who asks, `t` before
+    /// `t'`.
+    fn result_along(&self, id: NodeId) -> Name {
         let node = self.from.node(id);
-        let t = self.axis.name.clone();
-        let args: Vec<NodeId> = node.args.to_vec();
-        let has_t = args.iter().any(|arg| self.from.ty(*arg).axes.contains(&t));
-        let mut twins: Vec<Name> = args.iter().flat_map(|arg| self.twins(*arg)).collect();
-        twins.sort();
-        twins.dedup();
-        if twins.len() > 1 {
-            return self
-                .refuse(id, format!("positions along `{}` and `{}` meet here besides `{t}`", twins[0], twins[1]));
+        let mut found: BTreeSet<Name> = node.args.iter().filter_map(|arg| self.along(*arg)).collect();
+        let types = node.args.iter().map(|arg| self.from.ty(*arg)).chain([&node.ty]);
+        for axis in types.flat_map(|ty| ty.axes.iter()) {
+            let asks = axis.name == self.axis.name || found.contains(&axis.name.twin());
+            if asks && self.is_copy(axis) {
+                found.insert(axis.name.clone());
+            }
         }
-        self.set_here(id);
-        match &node.op {
-            Op::Rename(pairs) if pairs.iter().any(|(old, _)| *old == t) => {
-                let arg = args[0];
-                if pairs.iter().any(|(_, new)| *new == t) || !twins.is_empty() {
-                    return self.refuse(id, format!("`{t}` is exchanged with another axis here"));
-                }
-                let x = self.rows_of(arg)?;
-                Ok(self.to.add(node.op.clone(), &[x]))
-            }
-            Op::Prefix { axis, reverse: false } if *axis == t => self.running_sum(id, args[0]),
-            op if mentions(op, &t) => {
-                self.refuse(id, format!("`{}` over `{t}` needs positions that are still to come", op.name()))
-            }
-            op => {
-                if let Some(twin) = twins.iter().find(|twin| mentions(op, twin)) {
-                    let sums = matches!(op, Op::Sum(_) | Op::MaxOver(_) | Op::Contract(_));
-                    if !sums || !has_t {
-                        return self.refuse(
-                            id,
-                            format!("`{}` over `{twin}` needs positions that are still to come", op.name()),
-                        );
-                    }
-                    if !self.causal.is_neutral(id, twin) {
-                        return self.refuse(
-                            id,
-                            format!("this sum over `{twin}` sees positions after `{t}`; a mask such as `index[{twin}] <= index[{t}]` hides them"),
-                        );
-                    }
-                }
-                let args = args.iter().map(|arg| self.argument(*arg, has_t, &twins)).collect::<Result<Vec<_>, _>>()?;
-                let op = self.resized(op, has_t);
-                self.to.try_add(op, &args).map_err(|ShapeError(message)| DecodeError { message, span: node.span })
-            }
+        let is_base = |name: &Name| found.contains(&name.twin());
+        let rank = |name: &Name| (*name != self.axis.name, !is_base(name));
+        match found.iter().min_by_key(|name| rank(name)) {
+            Some(name) => name.clone(),
+            None => mdl_graph::bug!("{id} moves along no axis"),
         }
     }
 
-    /// Attributes that hold the axis with its size.
-    fn resized(&self, op: &Op, has_t: bool) -> Op {
-        match op {
+    fn derive(&mut self, id: NodeId) -> Result<Value, DecodeError> {
+        let node = self.from.node(id);
+        let mut along = self.result_along(id);
+        if let Op::Rename(_) = node.op
+            && let Some(own) = self.along(node.args[0])
+        {
+            along = own;
+        }
+        self.to.set_here_like(node);
+        let copies: BTreeSet<Name> = node
+            .args
+            .iter()
+            .flat_map(|arg| self.from.ty(*arg).axes.iter())
+            .filter(|axis| self.is_copy(axis) && axis.name != along)
+            .map(|axis| axis.name.clone())
+            .collect();
+        if !matches!(node.op, Op::Rename(_)) {
+            if let Op::Prefix { axis, reverse: false } = &node.op
+                && *axis == along
+            {
+                return self.running_sum(id, node.args[0], along);
+            }
+            if mentions(&node.op, &along) {
+                return self
+                    .refuse(id, format!("`{}` over `{along}` needs positions that are still to come", node.op.name()));
+            }
+            for copy in copies.iter().filter(|copy| mentions(&node.op, copy)) {
+                if !matches!(node.op, Op::Sum(_) | Op::MaxOver(_) | Op::Contract(_)) {
+                    let message = format!("`{}` over `{copy}` needs positions that are still to come", node.op.name());
+                    return self.refuse(id, message);
+                }
+                if !self.causal.is_neutral(id, &along, copy) {
+                    let message = format!(
+                        "this sum over `{copy}` sees positions after `{along}`; a mask such as `index[{copy}] <= index[{along}]` hides them"
+                    );
+                    return self.refuse(id, message);
+                }
+            }
+        }
+        let mut args = Vec::new();
+        for arg in &node.args {
+            args.push(match self.along(*arg) {
+                Some(other) if other != along => self.append(*arg)?,
+                _ => self.at(*arg, &along)?,
+            });
+        }
+        let op = match &node.op {
             Op::Expand(axes) => {
-                let fit = |axis: &Axis| {
-                    let mine = axis.size == self.axis.size && self.copies.contains(&axis.name);
-                    let moves = axis.name == self.axis.name || !has_t;
-                    if mine && moves { Axis::new(axis.name.clone(), self.rows) } else { axis.clone() }
-                };
+                let fit =
+                    |axis: &Axis| if axis.name == along { Axis::new(along.clone(), self.rows) } else { axis.clone() };
                 Op::Expand(axes.iter().map(fit).collect())
             }
             op => op.clone(),
+        };
+        if let Op::Rename(pairs) = &op
+            && let Some((_, new)) = pairs.iter().find(|(old, _)| *old == along)
+        {
+            along = new.clone();
         }
-    }
-
-    fn set_here(&mut self, id: NodeId) {
-        let node = self.from.node(id);
-        self.to.set_here_like(node);
+        let made = self.to.try_add(op, &args);
+        let node = made.map_err(|ShapeError(message)| DecodeError { message, span: node.span })?;
+        Ok(Value::Moving { node, along })
     }
 
     /// A running sum keeps what it has reached.
-    fn running_sum(&mut self, id: NodeId, arg: NodeId) -> Result<NodeId, DecodeError> {
-        let x = self.rows_of(arg)?;
-        let op = self.from.op(id).clone();
+    fn running_sum(&mut self, id: NodeId, arg: NodeId, along: Name) -> Result<Value, DecodeError> {
+        if self.rows != 1 {
+            // Rows that pad a prompt would be summed too.
+            return self.refuse(id, "a running sum is read one position at a time");
+        }
+        let x = self.at(arg, &along)?;
         let mut ty = self.to.ty(x).clone();
-        ty.axes.remove(&self.axis.name);
-        let place = Name::from(format!("cache/{}{}", self.from.node(id).scope, self.caches.len()));
-        let before = self.to.input(place.clone(), InputKind::State, ty);
-        let Op::Input(input) = *self.to.op(before) else { mdl_graph::bug!("an input is no input") };
-        let sums = self.to.add(op, &[x]);
-        let sums = self.to.add(Op::Add, &[sums, before]);
-        let last = self.last_row(sums);
-        self.caches.push(Cache { name: place, input, next: last });
-        Ok(sums)
-    }
-
-    fn last_row(&mut self, x: NodeId) -> NodeId {
-        let name = self.axis.name.clone();
-        let last = self.to.add(Op::Slice { axis: name.clone(), start: self.rows - 1, len: 1, step: 1 }, &[x]);
-        self.to.add(Op::Sum(vec![name]), &[last])
+        ty.axes.remove(&along);
+        let (name, input, before) = self.cache(id, ty);
+        let node = self.to.add(Op::Add, &[x, before]);
+        let next = self.to.sum(node, [along.clone()]);
+        self.caches.push(Cache { name, input, next });
+        Ok(Value::Moving { node, along })
     }
 
     /// A loop over the sequence keeps its carries; one over another axis has its body derived, its caches stacked.
-    fn derive_loop(&mut self, id: NodeId, inner: &Loop) -> Result<(), DecodeError> {
-        self.set_here(id);
-        let results = if inner.axis.name == self.axis.name {
-            self.derive_scan(id, inner)?
-        } else {
-            self.derive_repeat(id, inner)?
-        };
-        self.loops.insert(id, results);
-        Ok(())
+    fn derive_loop(&mut self, id: NodeId, inner: &Loop) -> Result<Vec<Value>, DecodeError> {
+        if self.is_copy(&inner.axis) { self.derive_scan(id, inner) } else { self.derive_repeat(id, inner) }
     }
 
     fn derive_scan(&mut self, id: NodeId, inner: &Loop) -> Result<Vec<Value>, DecodeError> {
         if inner.reverse || inner.until {
-            return self.refuse(id, format!("a loop that runs backwards along `{}` looks ahead", self.axis.name));
+            return self.refuse(id, format!("a loop that runs backwards along `{}` looks ahead", inner.axis.name));
         }
         if self.rows != 1 {
             // Rows that pad a prompt would go into the carries.
-            return self.refuse(id, "a recurrent model is read one position at a time".into());
+            return self.refuse(id, "a recurrent model is read one position at a time");
         }
         let args = self.from.args(id).to_vec();
-        let mut made = Vec::new();
-        let mut carries = Vec::new();
+        let (mut made, mut carries) = (Vec::new(), Vec::new());
         for (i, arg) in args.iter().enumerate() {
             if i < inner.carries {
-                if self.is_moving(*arg) {
-                    return self.refuse(id, "the start of this loop depends on the sequence".into());
+                if self.along(*arg).is_some() {
+                    return self.refuse(id, "the start of this loop depends on the sequence");
                 }
                 // The first call starts where the model does, later ones where the last one ended.
-                let start = self.full(*arg);
-                let place = Name::from(format!("cache/{}{}", self.from.node(id).scope, self.caches.len() + i));
-                let ty = self.to.ty(start).clone();
-                let cache = self.to.input(place.clone(), InputKind::State, ty);
-                let Op::Input(input) = *self.to.op(cache) else { mdl_graph::bug!("an input is no input") };
+                let start = self.node(*arg);
+                let (name, input, before) = self.cache(id, self.to.ty(start).clone());
                 let zero = self.to.constant(0.0, DType::I32);
-                let first = self.to.add(Op::Equal, &[self.pos, zero]);
-                made.push(self.to.add(Op::Select, &[first, start, cache]));
-                carries.push((place, input));
+                let is_first = self.to.add(Op::Equal, &[self.pos, zero]);
+                made.push(self.to.add(Op::Select, &[is_first, start, before]));
+                carries.push((name, input));
             } else if i < inner.carries + inner.scans {
-                made.push(self.rows_of(*arg)?);
+                made.push(self.at(*arg, &inner.axis.name)?);
             } else {
-                made.push(self.full(*arg));
+                made.push(self.node(*arg));
             }
         }
-        let axis = Axis::new(self.axis.name.clone(), self.rows);
+        let axis = Axis::new(inner.axis.name.clone(), self.rows);
         let results = self.to.loop_over(Loop { axis, ..inner.clone() }, &made);
-        for (k, (name, input)) in carries.into_iter().enumerate() {
-            self.caches.push(Cache { name, input, next: results[k] });
+        for ((name, input), next) in carries.into_iter().zip(&results) {
+            self.caches.push(Cache { name, input, next: *next });
         }
-        Ok(results.into_iter().map(Value::Moving).collect())
+        let value = |(k, node)| match k < inner.carries {
+            true => Value::Ahead,
+            false => Value::Moving { node, along: inner.axis.name.clone() },
+        };
+        Ok(results.into_iter().enumerate().map(value).collect())
     }
 
     fn derive_repeat(&mut self, id: NodeId, inner: &Loop) -> Result<Vec<Value>, DecodeError> {
         if inner.until {
-            return self.refuse(id, "a loop that ends early depends on all positions".into());
+            return self.refuse(id, "a loop that ends early depends on all positions");
         }
         let args = self.from.args(id).to_vec();
-        // A carry that starts fixed may come out depending on the sequence: then it does so from the start.
         // What is made of positions alone is handed in at the new ones, rather than whole.
-        let t = &self.axis.name;
-        let mut moving: Vec<bool> =
-            args.iter().map(|arg| self.is_moving(*arg) || self.from.ty(*arg).axes.contains(t)).collect();
+        let name = &self.axis.name;
+        let own = |arg: &NodeId| self.from.ty(*arg).axes.contains(name).then(|| name.clone());
+        let mut moving: Vec<Option<Name>> = args.iter().map(|arg| self.along(*arg).or_else(|| own(arg))).collect();
+        // A carry that starts fixed may come out depending on the sequence: then it does so from the start.
         loop {
-            let derived = self.derive_body(inner, &args, &moving)?;
-            let fixed_point = (0..inner.carries).all(|k| moving[k] || !derived.outputs[k].1);
-            if fixed_point {
-                return self.place_body(inner, &args, &moving, derived);
+            let body = self.derive_body(id, inner, &args, &moving)?;
+            let outs = body.outputs.iter().map(|(_, along)| along);
+            let mut stable = true;
+            for (carry, out) in moving.iter_mut().zip(outs).take(inner.carries) {
+                if carry != out && carry.is_some() {
+                    return self.refuse(id, "a carry of this loop changes its axis");
+                }
+                stable &= carry == out;
+                carry.clone_from(out);
             }
-            for (carry, (_, moves)) in moving.iter_mut().zip(&derived.outputs).take(inner.carries) {
-                *carry |= moves;
+            if stable {
+                return self.place_body(inner, &args, &moving, body);
             }
         }
     }
 
-    fn derive_body(&mut self, inner: &Loop, args: &[NodeId], moving: &[bool]) -> Result<Body, DecodeError> {
+    fn derive_body(
+        &mut self,
+        id: NodeId,
+        inner: &Loop,
+        args: &[NodeId],
+        moving: &[Option<Name>],
+    ) -> Result<Body, DecodeError> {
         let mut to = Graph::new();
         let mut inputs = Vec::new();
-        for (input, moving) in inner.body.inputs().iter().zip(moving) {
+        for (input, along) in inner.body.inputs().iter().zip(moving) {
             let mut ty = input.ty.clone();
-            if *moving {
-                ty = self.resized_type(&ty);
+            if let Some(along) = along {
+                ty.axes.insert(Axis::new(along.clone(), self.rows));
             }
             let node = to.input(input.name.clone(), InputKind::Param, ty);
-            inputs.push(if *moving { Value::Moving(node) } else { Value::Fixed { full: node } });
+            inputs.push(match along {
+                Some(along) => Value::Moving { node, along: along.clone() },
+                None => Value::Fixed { full: node },
+            });
         }
         let pos = to.input(POS, InputKind::Param, Type::scalar(DType::I32));
-        let mut walk = Walk::new(&inner.body, to, self.axis.clone(), self.rows, pos);
-        walk.copies.extend(self.copies.iter().cloned());
-        walk.causal = self.causal.of_body(inner, args, walk.copies.iter().cloned());
+        let mut walk = Walk::new(&inner.body, to, self.axis.clone(), self.rows, pos, self.copies.clone());
+        walk.causal = self.causal.of_body(inner, args, &walk.copies);
         walk.run(&inputs)?;
         let mut outputs = Vec::new();
         for (k, output) in inner.body.outputs().iter().enumerate() {
-            let is_moving = walk.is_moving(output.node) || (k < inner.carries && moving[k]);
-            let node = if is_moving { walk.rows_of(output.node)? } else { walk.full(output.node) };
-            outputs.push((node, is_moving));
+            let along =
+                walk.along(output.node).or_else(|| moving.get(k).cloned().flatten().filter(|_| k < inner.carries));
+            let node = match &along {
+                Some(along) => walk.at(output.node, along)?,
+                None if matches!(walk.values[output.node.idx()], Some(Value::Ahead)) => {
+                    return self.refuse(
+                        id,
+                        "the last value of a loop over the text depends on positions that are still to come",
+                    );
+                }
+                None => walk.node(output.node),
+            };
+            outputs.push((node, along));
         }
         Ok(Body { graph: walk.to, outputs, caches: walk.caches })
     }
 
-    /// The type with the axis, or its only copy, at the new positions.
-    fn resized_type(&self, ty: &Type) -> Type {
-        let mut ty = ty.clone();
-        let mine = |axis: &&Axis| axis.size == self.axis.size && self.copies.contains(&axis.name);
-        let name = if ty.axes.contains(&self.axis.name) {
-            Some(self.axis.name.clone())
-        } else {
-            ty.axes.iter().find(mine).map(|axis| axis.name.clone())
-        };
-        if let Some(name) = name {
-            ty.axes.insert(Axis::new(name, self.rows));
-        }
-        ty
-    }
-
+    /// Puts a derived body into a loop: its inputs in the order carries, scanned values, caches, free values, `pos`.
     fn place_body(
         &mut self,
         inner: &Loop,
         args: &[NodeId],
-        moving: &[bool],
+        moving: &[Option<Name>],
         derived: Body,
     ) -> Result<Vec<Value>, DecodeError> {
-        // New order of inputs: carries, scanned, caches (scanned), free, pos.
         let Body { graph, outputs, caches } = derived;
         let split = inner.carries + inner.scans;
         let mut values = Vec::new();
-        for (arg, moving) in args.iter().zip(moving) {
-            values.push(if *moving && !self.is_moving(*arg) { self.rows_of(*arg)? } else { self.full(*arg) });
+        for (arg, along) in args.iter().zip(moving) {
+            values.push(match along {
+                Some(along) => self.at(*arg, along)?,
+                None => self.node(*arg),
+            });
         }
-        let mut stacked_caches = Vec::new();
+        let mut stacked = Vec::new();
         for cache in &caches {
             let mut ty = graph.inputs()[cache.input.0 as usize].ty.clone();
             ty.axes.insert(inner.axis.clone());
-            let place = Name::from(format!("{}/{}", cache.name, self.caches.len() + stacked_caches.len()));
-            let node = self.to.input(place.clone(), InputKind::State, ty);
+            let name = Name::from(format!("{}/{}", cache.name, self.to.inputs().len()));
+            let node = self.to.input(name.clone(), InputKind::State, ty);
             let Op::Input(input) = *self.to.op(node) else { mdl_graph::bug!("an input is no input") };
-            stacked_caches.push((place, input, node));
+            stacked.push((name, input, node));
         }
-        let is_cache = |k: usize| caches.iter().position(|cache| cache.input.0 as usize == k);
+        let is_cache = |k: &usize| caches.iter().any(|cache| cache.input.0 as usize == *k);
         let mut order: Vec<usize> = (0..split).collect();
         order.extend(caches.iter().map(|cache| cache.input.0 as usize));
-        order.extend((split..graph.inputs().len()).filter(|k| is_cache(*k).is_none()));
+        order.extend((split..graph.inputs().len()).filter(|k| !is_cache(k)));
         let mut body = Graph::new();
         let mut placed = vec![NodeId(0); graph.inputs().len()];
         for k in &order {
             let input = &graph.inputs()[*k];
             placed[*k] = body.input(input.name.clone(), InputKind::Param, input.ty.clone());
         }
-        let mut ends = graph.clone();
-        let mut listed: Vec<_> = inner.body.outputs().to_vec();
-        for (output, (node, _)) in listed.iter_mut().zip(&outputs) {
+        let mut ends: Vec<Output> = inner.body.outputs().to_vec();
+        for (output, (node, _)) in ends.iter_mut().zip(&outputs) {
             output.node = *node;
         }
-        listed.extend(caches.iter().map(|cache| mdl_graph::Output {
-            name: cache.name.clone(),
-            role: Role::Value,
-            node: cache.next,
-        }));
-        ends.set_outputs(listed.clone());
-        let made = body.inline(&ends, &placed);
-        for (output, node) in listed.iter().zip(made) {
+        let kept = |cache: &Cache| Output { name: cache.name.clone(), role: Role::Value, node: cache.next };
+        ends.extend(caches.iter().map(kept));
+        let mut whole = graph.clone();
+        whole.set_outputs(ends.clone());
+        for (output, node) in ends.iter().zip(body.inline(&whole, &placed)) {
             body.output_as(output.name.clone(), Role::Value, node);
         }
         let mut all: Vec<NodeId> = values[..split].to_vec();
-        all.extend(stacked_caches.iter().map(|(_, _, node)| *node));
+        all.extend(stacked.iter().map(|(_, _, node)| *node));
         all.extend(&values[split..]);
         all.push(self.pos);
-        let scans = inner.scans + caches.len();
-        let new = Loop { scans, body, ..inner.clone() };
-        let mut results = self.to.loop_over(new, &all);
+        let mut results = self.to.loop_over(Loop { scans: inner.scans + caches.len(), body, ..inner.clone() }, &all);
         let nexts = results.split_off(results.len() - caches.len());
-        for ((name, input, _), next) in stacked_caches.into_iter().zip(nexts) {
+        for ((name, input, _), next) in stacked.into_iter().zip(nexts) {
             self.caches.push(Cache { name, input, next });
         }
-        let kinds = outputs.iter().map(|(_, moving)| *moving);
-        let value = |(node, moving)| if moving { Value::Moving(node) } else { Value::Fixed { full: node } };
-        Ok(results.into_iter().zip(kinds).map(value).collect())
+        let value = |(node, (_, along))| match along {
+            Some(along) => Value::Moving { node, along },
+            None => Value::Fixed { full: node },
+        };
+        Ok(results.into_iter().zip(outputs).map(value).collect())
     }
 }
 
 struct Body {
     graph: Graph,
-    /// The nodes of the body's outputs, and whether each depends on the sequence.
-    outputs: Vec<(NodeId, bool)>,
+    /// The nodes of the body's outputs, and the axis along which each moves.
+    outputs: Vec<(NodeId, Option<Name>)>,
     caches: Vec<Cache>,
 }
 
@@ -557,7 +551,6 @@ fn mentions(op: &Op, name: &Name) -> bool {
         Op::Split { axis, .. } | Op::Window { axis, .. } | Op::Top { axis, .. } => axis == name,
         Op::Unwindow { out, tap, .. } => out == name || tap == name,
         Op::Merge { axes, .. } => axes.contains(name),
-        Op::Rename(pairs) => pairs.iter().any(|(old, new)| old == name || new == name),
         Op::Scatter { axis, keep, .. } => axis.name == *name || !keep.contains(name),
         _ => false,
     }

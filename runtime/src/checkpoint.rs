@@ -118,7 +118,8 @@ pub fn latest(home: &Path) -> Result<Option<Checkpoint>, RunError> {
 fn newest(home: &Path) -> Option<(u64, PathBuf)> {
     let names = Os.names(home).ok()?;
     // A folder that was moved aside counts until its successor is in place.
-    let aside = |name: &str| name.strip_suffix(".old").filter(|place| !names.iter().any(|n| n == place)).and_then(step_of);
+    let aside =
+        |name: &str| name.strip_suffix(".old").filter(|place| !names.iter().any(|n| n == place)).and_then(step_of);
     let steps = names.iter().filter_map(|name| Some((step_of(name).or_else(|| aside(name))?, home.join(name))));
     steps.max_by_key(|(step, _)| *step)
 }
@@ -147,7 +148,8 @@ fn read(folder: &Path) -> Result<Checkpoint, Problem> {
         };
         let bytes = read_file(&path)?;
         if bytes.len() as u64 != facts.bytes {
-            let why = format!("has {} bytes, and {} were written: it is cut off or not its own", bytes.len(), facts.bytes);
+            let why =
+                format!("has {} bytes, and {} were written: it is cut off or not its own", bytes.len(), facts.bytes);
             return Err(damaged(&path, &why).byte(bytes.len() as u64));
         }
         if format::sha256(&bytes) != facts.sha256 {
@@ -193,7 +195,11 @@ impl Checkpoint {
         }
         let bytes = &self.files[stored.file][stored.range.clone()];
         if bytes.len() != into.len() {
-            return Err(wrong(format!("`{name}` has {} bytes in the checkpoint and {} in memory", bytes.len(), into.len())));
+            return Err(wrong(format!(
+                "`{name}` has {} bytes in the checkpoint and {} in memory",
+                bytes.len(),
+                into.len()
+            )));
         }
         into.copy_from_slice(bytes);
         Ok(())

@@ -46,7 +46,9 @@ impl Log {
         let text = fs::read(&path).map_err(|error| failed(&path, &error))?;
         let (mut best, mut since_best, mut kept) = (f64::INFINITY, 0, 0);
         for line in text.split_inclusive(|&byte| byte == b'\n') {
-            let Some(row) = whole_line(line).filter(|row| row.get("step").and_then(Value::as_u64) <= Some(step)) else { break };
+            let Some(row) = whole_line(line).filter(|row| row.get("step").and_then(Value::as_u64) <= Some(step)) else {
+                break;
+            };
             if let Some(loss) = row.get("eval_loss") {
                 // A loss that is no number is written as null, and is no improvement.
                 match loss.as_f64().filter(|loss| *loss < best) {
@@ -137,7 +139,9 @@ fn whole_line(line: &[u8]) -> Option<Map<String, Value>> {
 
 fn failed(path: &Path, error: &io::Error) -> RunError {
     let why = match error.kind() {
-        io::ErrorKind::StorageFull => "the disk is full; make room and run again to go on from the last checkpoint".into(),
+        io::ErrorKind::StorageFull => {
+            "the disk is full; make room and run again to go on from the last checkpoint".into()
+        }
         _ => error.to_string(),
     };
     RunError::failed(format!("writing {}", path.display()), why)

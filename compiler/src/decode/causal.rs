@@ -4,9 +4,9 @@
 //! affine function of the two positions, or anything finite. A reduction over `s` is safe when its operand is neutral there:
 //! minus infinity under a maximum, zero under a sum. Anything not understood is "anything", so the proof errs on the side of refusal.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
-use mdl_graph::{Graph, Loop, Name, NodeId, Op};
+use mdl_graph::{Class, Graph, Loop, Name, NodeId, Op};
 
 /// What a value is known to be on the half-plane.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -22,82 +22,86 @@ enum Known {
     Any,
 }
 
+/// The names of row and column at some node; renames on the way change them.
+type Pair = (Name, Name);
+
 pub(super) struct Causal<'a> {
     graph: &'a Graph,
-    row: Name,
-    known: BTreeMap<(Name, NodeId), Known>,
-    /// Of a loop's body: what the loop's surroundings know of its inputs, by column and input.
-    inputs: BTreeMap<(Name, u32), Known>,
+    known: BTreeMap<(NodeId, Pair), Known>,
+    /// Of a loop's body: what the surroundings know of its free inputs.
+    inputs: BTreeMap<(u32, Pair), Known>,
 }
 
 impl<'a> Causal<'a> {
-    pub(super) fn new(graph: &'a Graph, row: Name) -> Causal<'a> {
-        Causal { graph, row, known: BTreeMap::new(), inputs: BTreeMap::new() }
+    pub(super) fn new(graph: &'a Graph) -> Causal<'a> {
+        Causal { graph, known: BTreeMap::new(), inputs: BTreeMap::new() }
     }
 
-    /// The proof for a loop's body: its free inputs are what the loop was given, at every turn.
-    pub(super) fn of_body<'b>(
-        &mut self,
-        inner: &'b Loop,
-        args: &[NodeId],
-        columns: impl IntoIterator<Item = Name>,
-    ) -> Causal<'b> {
-        let mut body = Causal::new(&inner.body, self.row.clone());
-        for column in columns {
+    /// The proof for a loop's body: its free inputs are what the loop was given, at every turn. `names` are those that
+    /// rows and columns may have.
+    pub(super) fn of_body<'b>(&mut self, inner: &'b Loop, args: &[NodeId], names: &BTreeSet<Name>) -> Causal<'b> {
+        let mut body = Causal::new(&inner.body);
+        for (row, column) in names.iter().flat_map(|row| names.iter().map(move |column| (row, column))) {
+            let pair = (row.clone(), column.clone());
             for (k, arg) in args.iter().enumerate().skip(inner.carries + inner.scans) {
-                let known = self.know(*arg, &column);
-                body.inputs.insert((column.clone(), k as u32), known);
+                if row != column {
+                    body.inputs.insert((k as u32, pair.clone()), self.know(*arg, &pair));
+                }
             }
         }
         body
     }
 
     /// True when the reduction `id` over `column` is not changed by positions after the row's.
-    pub(super) fn is_neutral(&mut self, id: NodeId, column: &Name) -> bool {
+    pub(super) fn is_neutral(&mut self, id: NodeId, row: &Name, column: &Name) -> bool {
+        let pair = (row.clone(), column.clone());
         let args: Vec<NodeId> = self.graph.args(id).to_vec();
         match self.graph.op(id) {
-            Op::MaxOver(_) => self.know(args[0], column) == Known::Number(f64::NEG_INFINITY),
-            Op::Sum(_) => self.know(args[0], column) == Known::Number(0.0),
-            Op::Contract(_) => args.iter().any(|arg| self.know(*arg, column) == Known::Number(0.0)),
+            Op::MaxOver(_) => self.know(args[0], &pair) == Known::Number(f64::NEG_INFINITY),
+            Op::Sum(_) => self.know(args[0], &pair) == Known::Number(0.0),
+            Op::Contract(_) => args.iter().any(|arg| self.know(*arg, &pair) == Known::Number(0.0)),
             _ => false,
         }
     }
 
-    fn know(&mut self, id: NodeId, column: &Name) -> Known {
-        let key = (column.clone(), id);
+    fn know(&mut self, id: NodeId, pair: &Pair) -> Known {
+        let key = (id, pair.clone());
         if let Some(known) = self.known.get(&key) {
             return *known;
         }
-        let known = self.derive(id, column);
+        let known = self.derive(id, pair);
         self.known.insert(key, known);
         known
     }
 
-    fn derive(&mut self, id: NodeId, column: &Name) -> Known {
+    /// Row and column under the names that they have before a rename; an axis that is not there has none.
+    fn before(pairs: &[(Name, Name)], pair: &Pair) -> Pair {
+        let old = |name: &Name| match pairs.iter().find(|(_, new)| new == name) {
+            Some((old, _)) => old.clone(),
+            // The name was free, or was given up by this very rename.
+            None if pairs.iter().any(|(old, _)| old == name) => Name::from(""),
+            None => name.clone(),
+        };
+        (old(&pair.0), old(&pair.1))
+    }
+
+    fn derive(&mut self, id: NodeId, pair: &Pair) -> Known {
         use Known::{Affine, Any, Number};
         let graph = self.graph;
         let node = graph.node(id);
         let args: Vec<Known> = match &node.op {
             // Along other axes everything below a view or a reduction is mixed: only what keeps the pair in place is followed.
-            Op::Expand(_) | Op::Detach => node.args.iter().map(|arg| self.know(*arg, column)).collect(),
-            op if op.class() == mdl_graph::Class::Map => node.args.iter().map(|arg| self.know(*arg, column)).collect(),
+            Op::Expand(_) | Op::Detach => node.args.iter().map(|arg| self.know(*arg, pair)).collect(),
+            Op::Rename(pairs) => vec![self.know(node.args[0], &Causal::before(pairs, pair))],
+            op if op.class() == Class::Map => node.args.iter().map(|arg| self.know(*arg, pair)).collect(),
             _ => Vec::new(),
         };
         match (&node.op, args.as_slice()) {
-            (Op::Input(input), _) => self.inputs.get(&(column.clone(), input.0)).copied().unwrap_or(Any),
+            (Op::Input(input), _) => self.inputs.get(&(input.0, pair.clone())).copied().unwrap_or(Any),
             (Op::Const(value, _), _) => Number(value.as_f64()),
-            (Op::Iota(axis), _) if axis.name == self.row => Affine { row: 1.0, column: 0.0, plus: 0.0 },
-            (Op::Iota(axis), _) if axis.name == *column => Affine { row: 0.0, column: 1.0, plus: 0.0 },
-            (Op::Rename(pairs), _) => {
-                // A renamed position is a position along the new axis.
-                let from = node.args[0];
-                match (graph.op(from), pairs.as_slice()) {
-                    (Op::Iota(_), [(_, new)]) if *new == *column => Affine { row: 0.0, column: 1.0, plus: 0.0 },
-                    (Op::Iota(_), [(_, new)]) if *new == self.row => Affine { row: 1.0, column: 0.0, plus: 0.0 },
-                    _ => Any,
-                }
-            }
-            (Op::Expand(_) | Op::Detach | Op::Cast(_), [x]) => *x,
+            (Op::Iota(axis), _) if axis.name == pair.0 => Affine { row: 1.0, column: 0.0, plus: 0.0 },
+            (Op::Iota(axis), _) if axis.name == pair.1 => Affine { row: 0.0, column: 1.0, plus: 0.0 },
+            (Op::Rename(_) | Op::Expand(_) | Op::Detach | Op::Cast(_), [x]) => *x,
             (Op::Neg, [x]) => scale(*x, -1.0),
             (Op::Add, [x, y]) => add(*x, *y),
             (Op::Sub, [x, y]) => add(*x, scale(*y, -1.0)),

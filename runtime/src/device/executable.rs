@@ -8,8 +8,9 @@ use mdl_codegen::{Buffers, Module, Target, Workspace};
 use mdl_compiler::budget::compile;
 use mdl_compiler::pass::Options;
 use mdl_compiler::plan::{Base, KernelId, Machine, Place, Plan, PlanOptions, Port, Walker};
+use mdl_compiler::reference::offsets;
 use mdl_data::{Batcher, FieldSlice, Filled};
-use mdl_graph::{DType, Graph, Name};
+use mdl_graph::{Axis, DType, Graph, Name};
 use mdl_lang::spec::Field;
 use smallvec::SmallVec;
 
@@ -59,7 +60,8 @@ impl Executable {
     /// Compiles a graph that trains nothing. `orders` are the axes of weights and states, outermost first.
     pub fn new(graph: &Graph, orders: &BTreeMap<Name, Vec<Name>>, cpu: &Cpu) -> Result<Executable, BuildError> {
         let planning = PlanOptions { orders: orders.clone(), ..PlanOptions::default() };
-        let plan = compile(graph, &Options::default(), &planning, None).map_err(|error| BuildError(error.to_string()))?;
+        let plan =
+            compile(graph, &Options::default(), &planning, None).map_err(|error| BuildError(error.to_string()))?;
         Executable::of_plan(plan, cpu)
     }
 
@@ -132,18 +134,27 @@ impl Executable {
         Some(values)
     }
 
-    /// Copies an output over the tensor of the same name.
+    /// Copies an output over the tensor of the same name, each in its own order of axes.
     pub fn output_to(&self, name: &str, tensors: &mut Tensors) {
         let (Some(port), Some(tensor)) = (self.plan.output(name), tensors.get_mut(name)) else {
             mdl_graph::bug!("`{name}` is not both an output and a tensor");
         };
         let slot = self.plan.slot(port.slot);
-        if slot.base != Base::Arena || port.axes != tensor.axes || port.dtype != tensor.dtype {
-            mdl_graph::bug!("output `{name}` is laid out unlike the tensor");
+        if slot.base != Base::Arena || port.dtype != tensor.dtype || port.size_bytes() as usize != tensor.data.len() {
+            mdl_graph::bug!("output `{name}` is {:?} and the tensor {:?}", port.axes, tensor.axes);
         }
-        let offset = slot.offset as usize;
-        let len = tensor.data.len();
-        tensor.data.bytes_mut().copy_from_slice(&self.arena.bytes()[offset..offset + len]);
+        let size = port.dtype.size_bytes() as usize;
+        let stride_of = |axis: &Axis| -> i64 {
+            let place = port.axes.iter().position(|own| own == axis);
+            place.map_or(0, |place| port.axes[place + 1..].iter().map(|inner| inner.size as i64).product())
+        };
+        let sizes: Vec<u64> = tensor.axes.iter().map(|axis| axis.size).collect();
+        let strides: Vec<i64> = tensor.axes.iter().map(stride_of).collect();
+        let from = &self.arena.bytes()[slot.offset as usize..][..tensor.data.len()];
+        let places = offsets(&sizes, &strides, 0);
+        for (to, place) in tensor.data.bytes_mut().chunks_exact_mut(size).zip(places) {
+            to.copy_from_slice(&from[place * size..][..size]);
+        }
     }
 
     /// Writes a scalar input, `i32`; a plan that has no use for it is left alone.

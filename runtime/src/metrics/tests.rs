@@ -72,7 +72,9 @@ fn resuming_gives_the_lines_of_an_unbroken_run() {
     let unbroken = Scratch::new("unbroken");
     train(&mut Log::open(&unbroken.0).expect("opened"), 1, 10);
     let whole = unbroken.text();
-    for (at, best, since) in [(0, f64::INFINITY, 0), (1, f64::INFINITY, 0), (2, 2.8, 0), (4, 2.6, 0), (5, 2.6, 0), (9, 2.6, 2)] {
+    for (at, best, since) in
+        [(0, f64::INFINITY, 0), (1, f64::INFINITY, 0), (2, 2.8, 0), (4, 2.6, 0), (5, 2.6, 0), (9, 2.6, 2)]
+    {
         // Half a line, a line without its end, a line of another program.
         for tail in ["", "{\"step\":99,\"lo", "{\"step\":99,\"loss\":1.0}", "?\n"] {
             let scratch = Scratch::new(&format!("resumed-{at}-{}", tail.len()));

@@ -15,7 +15,8 @@ fn the_checksum_is_castagnolis() {
 #[test]
 fn the_bytes_are_tensorboards() {
     let time = 1_700_000_000.25;
-    let named = |values: &[(&str, f64)]| values.iter().map(|(tag, value)| (tag.to_string(), *value)).collect::<Vec<_>>();
+    let named =
+        |values: &[(&str, f64)]| values.iter().map(|(tag, value)| (tag.to_string(), *value)).collect::<Vec<_>>();
     let events = [
         version_event(time),
         scalar_event(time, 1, &named(&[("train/loss", 4.125), ("train/lr", 0.0)])),
