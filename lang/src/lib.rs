@@ -8,3 +8,5 @@ pub mod diag;
 pub mod spec;
 pub mod stage;
 pub mod syntax;
+
+pub use stage::check;

@@ -134,6 +134,62 @@ fn cases() {
     });
 }
 
+/// The graphs of training blocks, whole.
+#[test]
+fn graphs() {
+    insta::glob!("golden/step/*.mdl", |path| {
+        let text = std::fs::read_to_string(path).unwrap();
+        let (program, report) = run("recipe.mdl", &text, &[]);
+        assert_eq!(report, "");
+        let mut out = String::new();
+        for stage in &program.stages {
+            let StageKind::Train(spec) = &stage.kind else { continue };
+            let _ = writeln!(out, "init\n{}\nstep\n{}", spec.init, spec.step);
+            if let Some(evaluate) = &spec.evaluate {
+                let _ = writeln!(out, "evaluate\n{}", evaluate.graph);
+            }
+            if let Some(forward) = &spec.forward {
+                let _ = writeln!(out, "forward\n{forward}");
+            }
+        }
+        insta::with_settings!({ snapshot_path => "golden/step", prepend_module_to_snapshot => false, omit_expression => true }, {
+            insta::assert_snapshot!(out);
+        });
+    });
+}
+
+/// Chance belongs to training: dropout draws in the step and nowhere else, also below a loop.
+#[test]
+fn only_training_draws() {
+    fn draws(graph: &mdl_graph::Graph) -> bool {
+        graph
+            .nodes()
+            .iter()
+            .any(|node| matches!(node.op, mdl_graph::Op::Uniform { .. }) || node.op.body().is_some_and(draws))
+    }
+    let args = [("dropout".to_owned(), "0.1".to_owned())];
+    let text =
+        std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/shakespeare.mdl")).unwrap();
+    let (program, report) = run("shakespeare.mdl", &text, &args);
+    assert_eq!(report, "");
+    let mut seen = 0;
+    for stage in &program.stages {
+        match &stage.kind {
+            StageKind::Train(spec) => {
+                assert!(draws(&spec.init) && draws(&spec.step));
+                assert!(!draws(spec.forward.as_ref().unwrap()) && !draws(&spec.evaluate.as_ref().unwrap().graph));
+                seen += 1;
+            }
+            StageKind::Eval(spec) => {
+                assert!(!draws(&spec.graph));
+                seen += 1;
+            }
+            StageKind::Data(_) => {}
+        }
+    }
+    assert_eq!(seen, 2);
+}
+
 fn examples() -> Vec<(String, String)> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples");
     let mut found: Vec<(String, String)> = std::fs::read_dir(folder)

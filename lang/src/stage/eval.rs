@@ -15,6 +15,9 @@ use super::schema::FieldRow;
 const OF_LOSS: [(&str, Finish); 3] =
     [("loss", Finish::Mean), ("perplexity", Finish::Exp), ("bits_per_byte", Finish::BitsPerByte)];
 
+/// What `accuracy` is where neither the objective reports one nor the recipe has a function of that name.
+const ACCURACY: &str = "fn(model, batch) = mean(argmax[vocab](model(batch.ids)) == batch.next, where: batch.mask)";
+
 /// A metric as asked for: its name, and the function that gives it if a name in scope is one.
 struct Asked {
     name: String,
@@ -108,7 +111,11 @@ impl Context<'_> {
             let is_of_loss = OF_LOSS.iter().any(|(known, _)| known == name);
             let env = self.env.clone();
             let function = if is_of_loss { None } else { self.attempt(|elab| elab.eval(&env, item)) };
-            let function = function.filter(|value| matches!(value, Value::Function(_)));
+            let mut function = function.filter(|value| matches!(value, Value::Function(_)));
+            if function.is_none() && name == "accuracy" {
+                let text = self.schema_expr(ACCURACY);
+                function = self.elab.eval(&env, &text).ok();
+            }
             asked.push(Asked { name: name.clone(), function, span: item.span });
         }
         Some(asked)

@@ -6,9 +6,9 @@ use mdl_lang::spec::{DataFacts, DataSpec, Field, Form, Share, Source, Tokenizer}
 
 /// Every text is 100 000 tokens, every table of rows has 1 000; a few paths are broken.
 #[derive(Default)]
-pub struct FakeWorld {
+pub(crate) struct FakeWorld {
     /// Whatever the data, this is wrong with it.
-    pub broken: Option<&'static str>,
+    pub(crate) broken: Option<&'static str>,
 }
 
 /// Paths that are not fine, with the code of what is wrong.
