@@ -23,9 +23,11 @@ fn report<'a>(diagnostic: &'a Diagnostic, sources: &'a Sources, color: bool) -> 
         Severity::Warning => (ReportKind::Warning, Color::Yellow),
     };
     let place = |span: mdl_lang::syntax::ast::Span| -> Place {
-        let (name, length) = sources.get(span.file).map_or((String::new(), 0), |file| (file.name.clone(), file.text.len()));
-        let start = (span.start as usize).min(length);
-        (name, start..(span.end as usize).clamp(start, length))
+        let (name, text) = sources.get(span.file).map_or(("", ""), |file| (&file.name, &file.text));
+        // The place of a byte that is no UTF-8 may lie inside of the character that stands for it.
+        let start = text.floor_char_boundary(span.start as usize);
+        let end = text.ceil_char_boundary((span.end as usize).min(text.len()));
+        (name.to_owned(), start..end.max(start))
     };
     let first = diagnostic.labels.first().map_or((String::new(), 0..0), |label| place(label.span));
     let config = Config::default().with_color(color).with_index_type(IndexType::Byte);

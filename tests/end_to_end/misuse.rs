@@ -68,9 +68,9 @@ fn a_misspelt_field_names_the_nearest() {
 
 #[test]
 fn all_mistakes_are_reported_in_one_run() {
-    let recipe = spoilt("steps     = 4", "stpes     = 4").replace("batch     = 2", "batch     = 2 GiB");
+    let recipe = spoilt("steps     = 4", "stpes     = 4").replace("batch     = 2", "batch     = 2GiB");
     let said = refused(recipe, corpus(), "E0301");
-    assert!(said.matches("error[").count() + said.matches("Error:").count() + said.matches("[E").count() >= 2, "{said}");
+    assert!(said.contains("[E0304]"), "{said}");
 }
 
 #[test]
@@ -85,7 +85,7 @@ fn a_text_that_is_missing_empty_or_not_utf8() {
 fn a_recipe_that_is_not_utf8() {
     let mut bytes = RECIPE.as_bytes().to_vec();
     bytes[40] = 0xff;
-    refused(bytes, corpus(), "E0101");
+    refused(bytes, corpus(), "E0106");
 }
 
 #[test]
@@ -102,12 +102,12 @@ fn a_recipe_that_imports_itself() {
 
 #[test]
 fn an_axis_of_size_zero() {
-    refused(spoilt("axis t = 8", "axis t = 0"), corpus(), "E0207");
+    refused(spoilt("axis t = 8", "axis t = 0"), corpus(), "E0211");
 }
 
 #[test]
 fn widths_that_do_not_divide() {
-    refused(spoilt("heads: 2", "heads: 3"), corpus(), "E0208");
+    refused(spoilt("heads: 2", "heads: 3"), corpus(), "E0211");
 }
 
 #[test]

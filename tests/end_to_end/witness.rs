@@ -75,8 +75,8 @@ fn agrees(name: &str, model: &str) {
         tensor.data.bytes_mut().copy_from_slice(from.data());
     }
     let known: Vec<&str> = spec.weights.iter().map(|weight| weight.path.as_str()).collect();
-    for name in recorded.names().iter().filter(|name| !name.starts_with("batch.")) {
-        assert!(known.contains(&name.as_str()), "{name} is recorded and not a weight");
+    for name in recorded.names().into_iter().filter(|name| !name.starts_with("batch.")) {
+        assert!(known.contains(&name), "{name} is recorded and not a weight");
     }
     let batch = |name: &str, step: usize| -> Vec<i32> {
         let all = recorded.tensor(name).expect("batches are recorded");
