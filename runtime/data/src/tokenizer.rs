@@ -22,7 +22,7 @@ pub struct Tokenizer {
 
 #[derive(Clone, Debug)]
 enum Kind {
-    Chars(Chars),
+    Chars(Box<Chars>),
     Bytes,
     Pieces(Box<Pieces>),
 }
@@ -30,7 +30,7 @@ enum Kind {
 impl Tokenizer {
     /// One token per character of the texts, in order of code points.
     pub fn chars(texts: &[&str]) -> Tokenizer {
-        Tokenizer { kind: Kind::Chars(Chars::of(texts)) }
+        Tokenizer { kind: Kind::Chars(Box::new(Chars::of(texts))) }
     }
 
     /// One token per byte.
@@ -61,7 +61,7 @@ impl Tokenizer {
             Problem::new(TOKENIZER, format!("the tokenizer is not JSON: {error}")).line(error.line() as u64)
         })?;
         let kind = match value.get("type").and_then(Value::as_str) {
-            Some("chars") => Kind::Chars(Chars::from_json(&value)?),
+            Some("chars") => Kind::Chars(Box::new(Chars::from_json(&value)?)),
             Some("bytes") => Kind::Bytes,
             Some(other) => return Err(Problem::new(TOKENIZER, format!("there is no tokenizer of type `{other}`"))),
             None => Kind::Pieces(Box::new(Pieces::from_json(text, &value)?)),
