@@ -21,10 +21,11 @@ def items(lines):
             continue
         if re.match(r"(fn|layer|optimizer) ", line):
             text = line
-            for more in lines[at + 1:at + 3]:
-                if not more.startswith("  ->"):
+            for more in lines[at + 1:]:
+                is_open = sum(text.count(a) for a in "([") > sum(text.count(b) for b in ")]")
+                if not (is_open or more.startswith("  ->")):
                     break
-                text += " " + more.strip()
+                text += (" " if text[-1] != "(" and more.strip()[0] != ")" else "") + more.strip()
             yield cut(text), comment
         comment = []
 
