@@ -11,7 +11,7 @@ use crate::syntax::ast::{self, Expr, ExprKind, FileId, ItemKind, Span};
 use crate::syntax::parse;
 
 use super::fields::match_fields;
-use super::read::{self, Compute, Plain, wrong_type};
+use super::read::{self, Compute, Plain, Reported, wrong_type};
 use super::schema::FieldRow;
 use super::{Block, args, block};
 
@@ -307,18 +307,16 @@ impl Compute for Context<'_> {
         })
     }
 
-    fn axis(&mut self, name: &str) -> Option<Axis> {
-        let file = self.file();
-        let is_declared = declared_axes(&file).any(|known| known == name);
-        if !is_declared {
-            return None;
+    fn axis(&mut self, name: &str) -> Result<Option<Axis>, Reported> {
+        if !declared_axes(&self.file()).any(|known| known == name) {
+            return Ok(None);
         }
         let expr = Expr { kind: ExprKind::Name(name.to_owned()), span: Span::default() };
         match self.elab.eval(&self.env, &expr) {
-            Ok(Value::Axis(axis)) => Some(axis),
+            Ok(Value::Axis(axis)) => Ok(Some(axis)),
             // An `arg` or another item has the name too: the axis is what the brackets of a type would mean by it.
-            Ok(value) => Some(Axis::new(name, u64::try_from(value.as_int()?).ok()?)),
-            Err(Stop) => None,
+            Ok(value) => Ok(value.as_int().and_then(|size| u64::try_from(size).ok()).map(|size| Axis::new(name, size))),
+            Err(Stop) => Err(Reported),
         }
     }
 

@@ -103,14 +103,6 @@ fn source(compute: &mut dyn Compute, called: &Called<'_>) -> Option<Source> {
         }
         "addition" => {
             let digits = optional_count(compute, called, "digits", 2)?;
-            if digits > 3 {
-                // All pairs are made: 4 digits would be a hundred million rows.
-                compute.report(
-                    Diagnostic::error(Code::E0306, format!("`digits` is 1, 2 or 3, and this is {digits}"))
-                        .label(called.span, "all pairs of such numbers would be too many"),
-                );
-                return None;
-            }
             Source::Addition { digits: u32::try_from(digits).ok()?, span }
         }
         "random_tokens" => {

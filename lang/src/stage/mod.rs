@@ -59,6 +59,9 @@ pub fn check(
     }
     let (all, mut diagnostics) = context.finish();
     *sources = all;
+    if program.stages.len() < blocks.len() && !diagnostics.iter().any(Diagnostic::is_error) {
+        mdl_graph::bug!("a block was left out without a word");
+    }
     diagnostics.sort_by_key(|diagnostic| diagnostic.labels.first().map(|label| label.span));
     (program, diagnostics)
 }

@@ -6,7 +6,7 @@ use mdl_graph::Axis;
 use crate::diag::{Code, Diagnostic, nearest};
 use crate::syntax::ast::{ArgKind, Expr, ExprKind, Span, Unit};
 
-use super::schema::{FieldRow, FunctionRow, Need, Takes, one_of};
+use super::schema::{FieldRow, FunctionRow, MANY, Need, Takes, one_of};
 
 /// A compile-time value, as far as fields care.
 #[derive(Clone, Debug, PartialEq)]
@@ -55,8 +55,8 @@ impl Plain {
 pub(crate) trait Compute {
     /// The value of an expression in the scope of the recipe; `None` when that was reported already.
     fn plain(&mut self, expr: &Expr) -> Option<Plain>;
-    /// An axis that the recipe declares.
-    fn axis(&mut self, name: &str) -> Option<Axis>;
+    /// An axis that the recipe declares; `Ok(None)` when it declares none of this name.
+    fn axis(&mut self, name: &str) -> Result<Option<Axis>, Reported>;
     /// The names of all declared axes, for help.
     fn axis_names(&mut self) -> Vec<String>;
     /// Whether the recipe has an `arg` of this name.
@@ -121,7 +121,7 @@ fn out_of_range(row: &FieldRow, span: Span, came: &str) -> Diagnostic {
 
 /// A whole number with its unit.
 pub(crate) fn count(compute: &mut dyn Compute, row: &'static FieldRow, expr: &Expr) -> Option<Count> {
-    let Takes::Count { least, units } = row.takes else { return None };
+    let Takes::Count { least, most, units } = row.takes else { return None };
     let plain = compute.plain(expr)?;
     let (value, unit) = match &plain {
         Plain::Int(value) => (*value, String::new()),
@@ -144,7 +144,15 @@ pub(crate) fn count(compute: &mut dyn Compute, row: &'static FieldRow, expr: &Ex
         }
     };
     match u64::try_from(value) {
-        Ok(count) if value >= least => Some(Count { value: count, unit }),
+        Ok(count) if (least..=most).contains(&value) => Some(Count { value: count, unit }),
+        Ok(_) if value > most => {
+            compute.report(
+                Diagnostic::error(Code::E0306, format!("`{}` is at most {most}, and this is {value}", row.name))
+                    .label(expr.span, "too large")
+                    .help(row.doc),
+            );
+            None
+        }
         _ => {
             compute.report(out_of_range(row, expr.span, &plain.came()));
             None
@@ -244,9 +252,9 @@ pub(crate) fn choice(compute: &mut dyn Compute, row: &'static FieldRow, expr: &E
 pub(crate) fn axis(compute: &mut dyn Compute, row: &'static FieldRow, expr: &Expr) -> Option<Axis> {
     match &expr.kind {
         ExprKind::Name(name) => {
-            if let Some(axis) = compute.axis(name) {
-                if axis.size == 0 {
-                    compute.report(out_of_range(row, expr.span, &format!("`{name}` of size 0")));
+            if let Some(axis) = compute.axis(name).ok()? {
+                if axis.size == 0 || axis.size > MANY as u64 {
+                    compute.report(out_of_range(row, expr.span, &format!("`{name}` of size {}", axis.size)));
                     return None;
                 }
                 return Some(axis);

@@ -30,9 +30,10 @@ pub enum Need {
 /// What a field takes.
 #[derive(Clone, Copy, Debug)]
 pub enum Takes {
-    /// A whole number from `least` on; `unit` may follow it: `10 steps`.
+    /// A whole number from `least` to `most`; a unit may follow it: `10 steps`.
     Count {
         least: i64,
+        most: i64,
         units: &'static [&'static str],
     },
     /// A number above zero (or from zero on).
@@ -111,8 +112,14 @@ impl Takes {
     /// In words, for errors and for the manual: `a whole number from 1 on`.
     pub fn expected(&self) -> String {
         match self {
-            Takes::Count { least, units: [] } => format!("a whole number from {least} on"),
-            Takes::Count { least, units } => format!("a whole number from {least} on (of {})", units.join(", ")),
+            Takes::Count { least, most, units } => {
+                let range = match *most {
+                    MANY => format!("from {least} on"),
+                    most => format!("from {least} to {most}"),
+                };
+                let of = if units.is_empty() { String::new() } else { format!(" (of {})", units.join(", ")) };
+                format!("a whole number {range}{of}")
+            }
             Takes::Number { zero: true } => "a number from 0 on".to_owned(),
             Takes::Number { zero: false } => "a number above 0".to_owned(),
             Takes::Bytes => "a number of bytes, such as `8GiB`".to_owned(),
@@ -169,8 +176,13 @@ const fn later(name: &'static str, doc: &'static str) -> FieldRow {
     FieldRow { name, takes: Takes::Anything, need: Need::Later, doc }
 }
 
-const COUNT: Takes = Takes::Count { least: 1, units: &[] };
-const SEED: Takes = Takes::Count { least: 0, units: &[] };
+/// Graphs count steps, positions and seeds in `i32`.
+pub(super) const MANY: i64 = i32::MAX as i64;
+
+const COUNT: Takes = Takes::Count { least: 1, most: MANY, units: &[] };
+const SEED: Takes = Takes::Count { least: 0, most: MANY, units: &[] };
+/// Tokens are counted as a whole run reads them, so they may be more than a graph can count.
+const STEPS: Takes = Takes::Count { least: 1, most: 1_000_000_000_000_000, units: &["steps", "epochs", "tokens"] };
 
 const KINDS: &[KindRow] = &[
     KindRow {
@@ -257,12 +269,7 @@ const TRAIN: &[FieldRow] = &[
         Need::Default("1"),
         "Equal pieces that a batch is computed in, to save memory; the result is that of the whole.",
     ),
-    row(
-        "steps",
-        Takes::Count { least: 1, units: &["steps", "epochs", "tokens"] },
-        Need::Default("1_000"),
-        "How long to train: steps, `3 epochs` or `4M tokens`.",
-    ),
+    row("steps", STEPS, Need::Default("1_000"), "How long to train: steps, `3 epochs` or `4M tokens`."),
     row(
         "precision",
         Takes::Choice(&["f32", "bf16", "f16"]),

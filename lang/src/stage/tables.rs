@@ -1,6 +1,6 @@
 //! The functions that only mean something inside a field: sources, tokenizers, `every`, `patience`.
 
-use super::schema::{FieldRow, FunctionRow, Need, Takes};
+use super::schema::{FieldRow, FunctionRow, MANY, Need, Takes};
 
 const fn arg(name: &'static str, takes: Takes, need: Need, doc: &'static str) -> FieldRow {
     FieldRow { name, takes, need, doc }
@@ -23,7 +23,7 @@ const PATH: FieldRow = arg(
 const TEXT: FieldRow = arg("text", Takes::Column, Need::Default("\"text\""), "The column of the text.");
 const LABEL: FieldRow = arg("label", Takes::Column, Need::Default("none"), "The column of the label.");
 const STEPS: FieldRow =
-    arg("steps", Takes::Count { least: 1, units: &["steps"] }, Need::Required, "Every so many steps.");
+    arg("steps", Takes::Count { least: 1, most: MANY, units: &["steps"] }, Need::Required, "Every so many steps.");
 
 /// `source = …`
 pub(super) const SOURCES: &[FunctionRow] = &[
@@ -58,17 +58,27 @@ pub(super) const SOURCES: &[FunctionRow] = &[
         "addition",
         &[arg(
             "digits",
-            Takes::Count { least: 1, units: &[] },
+            Takes::Count { least: 1, most: 3, units: &[] },
             Need::Default("2"),
-            "Digits of each number, at most 3.",
+            "Digits of each number; all pairs of such numbers are made.",
         )],
         "Rows `12+34=046`, all pairs of numbers; the loss counts the answer only.",
     ),
     function(
         "random_tokens",
         &[
-            arg("vocab", Takes::Count { least: 1, units: &[] }, Need::Required, "The number of token ids."),
-            arg("count", Takes::Count { least: 1, units: &["tokens"] }, Need::Default("1_000_000"), "How many tokens."),
+            arg(
+                "vocab",
+                Takes::Count { least: 1, most: 16_777_216, units: &[] },
+                Need::Required,
+                "The number of token ids.",
+            ),
+            arg(
+                "count",
+                Takes::Count { least: 1, most: 1_000_000_000, units: &["tokens"] },
+                Need::Default("1_000_000"),
+                "How many tokens.",
+            ),
         ],
         "Token ids drawn at random, for benchmarks.",
     ),
@@ -84,7 +94,7 @@ pub(super) const TOKENIZERS: &[FunctionRow] = &[
         "bpe",
         &[arg(
             "vocab",
-            Takes::Count { least: 257, units: &["tokens"] },
+            Takes::Count { least: 257, most: 16_777_216, units: &["tokens"] },
             Need::Required,
             "The number of tokens: the 256 bytes and what is merged from them.",
         )],
@@ -113,7 +123,15 @@ pub(super) const EVERY_EVALUATE: &[FunctionRow] = &[function(
 /// `save = every(1_000, keep: 2)`
 pub(super) const EVERY_SAVE: &[FunctionRow] = &[function(
     "every",
-    &[STEPS, arg("keep", Takes::Count { least: 1, units: &[] }, Need::Default("2"), "How many checkpoints to keep.")],
+    &[
+        STEPS,
+        arg(
+            "keep",
+            Takes::Count { least: 1, most: MANY, units: &[] },
+            Need::Default("2"),
+            "How many checkpoints to keep.",
+        ),
+    ],
     "Every so many steps.",
 )];
 
@@ -123,7 +141,12 @@ pub(super) const EVERY_SAMPLE: &[FunctionRow] = &[function(
     &[
         STEPS,
         arg("prompt", Takes::Text, Need::Required, "What the text begins with."),
-        arg("new", Takes::Count { least: 1, units: &["tokens"] }, Need::Default("200"), "How many tokens to add."),
+        arg(
+            "new",
+            Takes::Count { least: 1, most: MANY, units: &["tokens"] },
+            Need::Default("200"),
+            "How many tokens to add.",
+        ),
         arg(
             "temperature",
             Takes::Number { zero: true },
@@ -139,7 +162,7 @@ pub(super) const STOPS: &[FunctionRow] = &[function(
     "patience",
     &[arg(
         "evaluations",
-        Takes::Count { least: 1, units: &[] },
+        Takes::Count { least: 1, most: MANY, units: &[] },
         Need::Required,
         "How many evaluations may pass without a better loss.",
     )],

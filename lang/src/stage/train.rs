@@ -4,14 +4,14 @@ use std::rc::Rc;
 
 use crate::check::Value;
 use crate::diag::{Code, Diagnostic};
-use crate::spec::{Evaluate, Form, Precision, Sample, Save, TrainSpec};
+use crate::spec::{DataFacts, Evaluate, Form, Precision, Sample, Save, TrainSpec};
 use crate::syntax::ast::{Expr, ExprKind, ItemKind, Span};
 
 use super::Block;
 use super::context::{Context, TrainEntry, Trained};
 use super::fields::{Fields, match_fields};
 use super::read::{self, Compute, Count};
-use super::schema::{FieldRow, Need, Takes};
+use super::schema::{FieldRow, MANY, Need, Takes};
 
 /// The part of the data that training learns from.
 const PART: &str = "train";
@@ -64,6 +64,7 @@ impl Context<'_> {
             return None;
         }
         let numbers = numbers?;
+        self.batch_fits(&facts, numbers.batch, fields.span("batch").unwrap_or(block.span))?;
         let trained = Trained {
             block: block.name.to_owned(),
             root,
@@ -253,13 +254,13 @@ impl Context<'_> {
     /// `3 epochs` and `4M tokens` as steps, rounded up.
     fn steps(&mut self, steps: &Count, span: Span, batch: u64, data: Option<&str>) -> Option<u64> {
         if steps.unit.is_empty() || steps.unit == "steps" {
-            return Some(steps.value);
+            return self.few_steps(steps.value, span);
         }
         let (spec, facts) = self.facts(data?)?;
         let per_step = match (steps.unit.as_str(), &spec.form) {
             ("epochs", _) => {
                 let rows = facts.rows.iter().find(|(name, _)| name == PART).map_or(0, |(_, rows)| *rows);
-                return Some(steps.value.saturating_mul(rows).div_ceil(batch).max(1));
+                return self.few_steps(steps.value.saturating_mul(rows).div_ceil(batch).max(1), span);
             }
             (_, Form::Window { axis } | Form::Pad { axis }) => batch.saturating_mul(axis.size),
             (_, Form::Rows) => {
@@ -271,7 +272,37 @@ impl Context<'_> {
                 return None;
             }
         };
-        Some(steps.value.div_ceil(per_step).max(1))
+        self.few_steps(steps.value.div_ceil(per_step).max(1), span)
+    }
+
+    fn few_steps(&mut self, steps: u64, span: Span) -> Option<u64> {
+        if steps <= MANY as u64 {
+            return Some(steps);
+        }
+        self.report(
+            Diagnostic::error(Code::E0306, format!("a stage has at most {MANY} steps, and this is {steps}"))
+                .label(span, "too many"),
+        );
+        None
+    }
+
+    /// Graphs count the elements of a field of a batch in `i32`.
+    fn batch_fits(&mut self, facts: &DataFacts, batch: u64, span: Span) -> Option<()> {
+        for field in &facts.fields {
+            let count = field.axes.iter().fold(u128::from(batch), |count, axis| count.saturating_mul(axis.size.into()));
+            if count > MANY as u128 {
+                self.report(
+                    Diagnostic::error(
+                        Code::E0306,
+                        format!("a batch of {batch} rows has {count} elements of `{}`, more than {MANY}", field.name),
+                    )
+                    .label(span, "too many for one step")
+                    .help("make the batch or the window smaller"),
+                );
+                return None;
+            }
+        }
+        Some(())
     }
 
     fn one_call<'e>(&mut self, row: &'static FieldRow, expr: &'e Expr) -> Option<read::Called<'e>> {
