@@ -48,7 +48,7 @@ fn passes_have_different_names() {
 fn half_precision_stays_close() {
     use mdl_compiler::Precision;
     use mdl_compiler::reference::eval_stored;
-    for seed in 0..200 {
+    for seed in 0..80 {
         let options = RandomOptions { n_ops: 4 + seed as usize % 16, ..RandomOptions::default() };
         let graph = random_graph(3_000 + seed, options);
         let inputs = random_inputs(&graph, seed);
