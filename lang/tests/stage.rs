@@ -283,3 +283,18 @@ fn pages_do_what_they_say() {
     }
     assert!(report.is_empty(), "{report}");
 }
+
+/// The manual names every field and function of the schema, and its default.
+#[test]
+fn the_manual_is_whole() {
+    let text = mdl_lang::stage::manuals();
+    for kind in mdl_lang::stage::kinds().iter().filter(|kind| !kind.later) {
+        for row in kind.fields {
+            assert!(text.contains(row.name), "{} is missing", row.name);
+            assert!(row.doc.ends_with('.'), "{}", row.doc);
+        }
+    }
+    insta::with_settings!({ snapshot_path => "golden", prepend_module_to_snapshot => false, omit_expression => true }, {
+        insta::assert_snapshot!("manual", text);
+    });
+}

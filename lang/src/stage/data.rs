@@ -102,12 +102,12 @@ fn source(compute: &mut dyn Compute, called: &Called<'_>) -> Option<Source> {
             Source::Idx { images: images?, labels: labels?, span }
         }
         "addition" => {
-            let digits = optional_count(compute, called, "digits", 2)?;
+            let digits = called.count(compute, "digits")?;
             Source::Addition { digits: u32::try_from(digits).ok()?, span }
         }
         "random_tokens" => {
             let vocab = called.count(compute, "vocab");
-            let count = optional_count(compute, called, "count", 1_000_000);
+            let count = called.count(compute, "count");
             Source::RandomTokens { vocab: vocab?, count: count?, span }
         }
         name => mdl_graph::bug!("the table of sources has `{name}`, and nothing reads it"),
@@ -127,13 +127,6 @@ fn rows(compute: &mut dyn Compute, called: &Called<'_>) -> Option<(String, Strin
         None => Some(None),
     };
     Some((path?, text?, label?))
-}
-
-fn optional_count(compute: &mut dyn Compute, called: &Called<'_>, name: &str, default: u64) -> Option<u64> {
-    match called.get(name) {
-        Some((row, expr)) => read::count(compute, row, expr).map(|count| count.value),
-        None => Some(default),
-    }
 }
 
 fn delimiter(compute: &mut dyn Compute, called: &Called<'_>) -> Option<char> {

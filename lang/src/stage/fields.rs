@@ -47,8 +47,11 @@ impl<'e> Fields<'e> {
     }
 
     /// The row of a field, given or not.
-    pub(crate) fn row(&self, name: &str) -> Option<&'static FieldRow> {
-        self.rows.iter().find(|row| row.name == name)
+    pub(crate) fn row(&self, name: &str) -> &'static FieldRow {
+        match self.rows.iter().find(|row| row.name == name) {
+            Some(row) => row,
+            None => mdl_graph::bug!("the schema has no field `{name}`"),
+        }
     }
 }
 

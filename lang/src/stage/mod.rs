@@ -9,6 +9,7 @@ mod context;
 mod data;
 mod eval;
 mod fields;
+mod manual;
 mod objective;
 mod optimize;
 pub mod pattern;
@@ -19,6 +20,7 @@ mod tables;
 mod train;
 
 pub use args::args_of;
+pub use manual::{manual, manuals};
 pub use schema::{FieldRow, FunctionRow, KindRow, Need, Takes, fields, kind, kinds};
 
 use crate::check::World;

@@ -90,9 +90,36 @@ impl<'e> Called<'e> {
         text(compute, row, expr)
     }
 
+    /// The argument, or its default.
     pub(crate) fn count(&self, compute: &mut dyn Compute, name: &str) -> Option<u64> {
-        let (row, expr) = self.get(name)?;
-        count(compute, row, expr).map(|count| count.value)
+        match self.get(name) {
+            Some((row, expr)) => count(compute, row, expr).map(|count| count.value),
+            None => Some(default_number(self.arg(name)) as u64),
+        }
+    }
+
+    /// The argument, or its default.
+    pub(crate) fn number(&self, compute: &mut dyn Compute, name: &str) -> Option<f64> {
+        match self.get(name) {
+            Some((row, expr)) => number(compute, row, expr),
+            None => Some(default_number(self.arg(name))),
+        }
+    }
+
+    fn arg(&self, name: &str) -> &'static FieldRow {
+        match self.row.args.iter().find(|row| row.name == name) {
+            Some(row) => row,
+            None => mdl_graph::bug!("the table of `{}` has no `{name}`", self.row.name),
+        }
+    }
+}
+
+/// The default of a row that takes a number: it stands in the table and nowhere else.
+pub(crate) fn default_number(row: &FieldRow) -> f64 {
+    let Need::Default(text) = row.need else { mdl_graph::bug!("`{}` has no default", row.name) };
+    match text.replace('_', "").parse() {
+        Ok(number) => number,
+        Err(_) => mdl_graph::bug!("the default of `{}` is no number: {text}", row.name),
     }
 }
 

@@ -16,6 +16,9 @@ use super::schema::{FieldRow, MANY, Need, Takes};
 /// The part of the data that training learns from.
 const PART: &str = "train";
 
+/// Checkpoints that are kept without `save`: the last, and the one before it while that is being written.
+const KEEP: u64 = 2;
+
 /// The fields of a block that are numbers and words.
 struct Numbers {
     batch: u64,
@@ -178,19 +181,22 @@ impl Context<'_> {
         if let Some((_, expr)) = fields.get(name) {
             return expr.clone();
         }
-        match fields.row(name).map(|row| row.need) {
-            Some(Need::Default(text)) => self.schema_expr(text),
+        match fields.row(name).need {
+            Need::Default(text) => self.schema_expr(text),
             _ => mdl_graph::bug!("the schema has no default for `{name}`"),
         }
     }
 
     fn numbers(&mut self, fields: &Fields<'_>, data: Option<&str>) -> Option<Numbers> {
-        let batch = self.count_or(fields, "batch", 32);
-        let micro = self.count_or(fields, "micro", 1);
-        let seed = self.count_or(fields, "seed", 0);
+        let batch = self.count_or(fields, "batch");
+        let micro = self.count_or(fields, "micro");
+        let seed = self.count_or(fields, "seed");
         let steps = match fields.get("steps") {
             Some((row, expr)) => read::count(self, row, expr).map(|count| (count, expr.span)),
-            None => Some((Count { value: 1000, unit: String::new() }, Span::default())),
+            None => {
+                let value = read::default_number(fields.row("steps")) as u64;
+                Some((Count { value, unit: String::new() }, Span::default()))
+            }
         };
         let precision = match fields.get("precision") {
             Some((row, expr)) => read::choice(self, row, expr).map(|word| match word {
@@ -238,16 +244,17 @@ impl Context<'_> {
             clip: clip?,
             memory: memory?,
             evaluate,
-            save: save?.unwrap_or(Save { every: None, keep: 2 }),
+            save: save?.unwrap_or(Save { every: None, keep: KEEP }),
             sample: sample?,
             patience,
         })
     }
 
-    fn count_or(&mut self, fields: &Fields<'_>, name: &str, default: u64) -> Option<u64> {
+    /// The field, or its default.
+    fn count_or(&mut self, fields: &Fields<'_>, name: &str) -> Option<u64> {
         match fields.get(name) {
             Some((row, expr)) => read::count(self, row, expr).map(|count| count.value),
-            None => Some(default),
+            None => Some(read::default_number(fields.row(name)) as u64),
         }
     }
 
@@ -332,7 +339,7 @@ impl Context<'_> {
     fn every_save(&mut self, row: &'static FieldRow, expr: &Expr) -> Option<Save> {
         let called = self.one_call(row, expr)?;
         let every = called.count(self, "steps");
-        let keep = if called.get("keep").is_some() { called.count(self, "keep") } else { Some(2) };
+        let keep = called.count(self, "keep");
         Some(Save { every: Some(every?), keep: keep? })
     }
 
@@ -340,11 +347,8 @@ impl Context<'_> {
         let called = self.one_call(row, expr)?;
         let every = called.count(self, "steps");
         let prompt = called.text(self, "prompt");
-        let new = if called.get("new").is_some() { called.count(self, "new") } else { Some(200) };
-        let temperature = match called.get("temperature") {
-            Some((row, expr)) => read::number(self, row, expr),
-            None => Some(0.8),
-        };
+        let new = called.count(self, "new");
+        let temperature = called.number(self, "temperature");
         Some(Sample { every: every?, prompt: prompt?, new: new?, temperature: temperature? })
     }
 }
