@@ -20,7 +20,8 @@ pub fn tolerance(dtype: DType, n_summed: u64) -> f64 {
 
 /// True when `a` and `b` count as the same number: equal, both NaN, or within `tolerance` of the larger.
 pub fn is_close(a: f64, b: f64, tolerance: f64) -> bool {
-    a == b || (a.is_nan() && b.is_nan()) || (a - b).abs() <= tolerance * a.abs().max(b.abs()).max(1.0)
+    let near = || (a - b).abs() <= tolerance * a.abs().max(b.abs()).max(1.0);
+    a == b || (a.is_nan() && b.is_nan()) || (a.is_finite() && b.is_finite() && near())
 }
 
 #[cfg(test)]
