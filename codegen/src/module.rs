@@ -17,7 +17,7 @@ use crate::contract::{Contraction, Epilogue, Finish};
 use crate::isa::Isa;
 use crate::jit::{Code, CompileError, Jit};
 use crate::memory::Buffers;
-use crate::nest::{Plan, Scope, TILE, normal, normal_columns, strip_bytes};
+use crate::nest::{Plan, Scope, TILE, normal, normal_columns, oriented, parts, strip_bytes};
 use crate::pool::Pool;
 use crate::{interp, ordering, scatter};
 
@@ -152,15 +152,23 @@ impl Module {
                     compiled.stages.push(last);
                 }
                 Work::Nest(nest) => {
-                    let nest = normal(nest);
-                    let (id, scratch) = define(&mut jit, kernel, &nest, &Drive::Grid)?;
-                    module.scratch_bytes = module.scratch_bytes.max(scratch);
-                    ids.push(id);
-                    let part = Part::Nest(as_entry(placeholder(ids.len())));
-                    let tasks = points(kernel, &nest);
-                    compiled.stages.push(Stage { parts: vec![(part, tasks)], tasks, alone: work(&nest) < ALONE });
+                    let mut stage = Stage { parts: Vec::new(), tasks: 0, alone: true };
+                    let mut all = 0;
+                    for nest in parts(kernel, nest) {
+                        let nest = normal(&nest);
+                        all += work(&nest);
+                        let (id, scratch) = define(&mut jit, kernel, &nest, &Drive::Grid)?;
+                        module.scratch_bytes = module.scratch_bytes.max(scratch);
+                        ids.push(id);
+                        let tasks = points(kernel, &nest);
+                        stage.parts.push((Part::Nest(as_entry(placeholder(ids.len()))), tasks));
+                        stage.tasks += tasks;
+                    }
+                    stage.alone = all < ALONE;
+                    compiled.stages.push(stage);
                 }
                 Work::Contract(contract) => {
+                    let contract = &oriented(contract);
                     let mut contraction = Contraction::new(kernel, contract, isa);
                     if contraction.needs_body() {
                         let (dims, body, n_columns) = normal_columns(contract);
@@ -351,8 +359,11 @@ pub fn clif(kernel: &Kernel) -> Result<String, CompileError> {
             }
             text
         }
-        Work::Nest(nest) => nest_text(kernel, &normal(nest), &Drive::Grid),
-        Work::Contract(contract) if Contraction::new(kernel, contract, Isa::Baseline).needs_body() => {
+        Work::Nest(nest) => {
+            parts(kernel, nest).iter().map(|nest| nest_text(kernel, &normal(nest), &Drive::Grid)).collect()
+        }
+        Work::Contract(contract) if Contraction::new(kernel, &oriented(contract), Isa::Baseline).needs_body() => {
+            let contract = &oriented(contract);
             let (dims, body, n_columns) = normal_columns(contract);
             let scope = Scope { kernel, dims: &dims, vals: &contract.vals, body: &body, product: true };
             jit.text(&scope, &Plan::of(&scope), &Drive::Product { n_outer: n_columns - 1 })

@@ -22,6 +22,7 @@ pub(crate) fn normal(nest: &Nest) -> Nest {
     if whole {
         return nest;
     }
+    turn(&mut nest);
     while let Some(last) = nest.grid.len().checked_sub(1) {
         let (outer, strip) = (Dim(last as u32), nest.strip_dim());
         let extent = nest.strip as i64;
@@ -39,6 +40,170 @@ pub(crate) fn normal(nest: &Nest) -> Nest {
     }
     rank(&mut nest);
     nest
+}
+
+/// Reorders the dimensions: the strip is the one along which most accesses are runs, the others go from far to near in the
+/// result, so that they merge. Only when every store depends on every dimension: else what is repeated would change.
+fn turn(nest: &mut Nest) {
+    let n_dims = nest.grid.len() + 1;
+    let mut extents = nest.grid.clone();
+    extents.push(nest.strip);
+    let stores: Vec<&Access> =
+        nest.body.iter().filter(|stmt| matches!(stmt, Stmt::Store { .. })).filter_map(accesses).collect();
+    let Some(first) = stores.first() else { return };
+    let all =
+        (0..n_dims).all(|dim| stores.iter().all(|access| extents[dim] == 1 || access.depends_on(Dim(dim as u32))));
+    let Some(strides) = crate::contract::affine_strides(first, n_dims) else { return };
+    if !all {
+        return;
+    }
+    let votes = |dim: usize| -> usize {
+        let run = |access: &Access| along(access, Dim(dim as u32), &nest.vals) == Along::Stride(1);
+        let vote = |stmt: &Stmt| match stmt {
+            // What is written out of order costs twice: its lines are read, too.
+            Stmt::Store { access, .. } => 2 * usize::from(run(access)),
+            _ => accesses(stmt).map_or(0, |access| usize::from(run(access))),
+        };
+        if extents[dim] == 1 { 0 } else { nest.body.iter().map(vote).sum() }
+    };
+    let mut strip = n_dims - 1;
+    for dim in (0..n_dims).rev() {
+        if votes(dim) > votes(strip) {
+            strip = dim;
+        }
+    }
+    let mut order: Vec<usize> = (0..n_dims).collect();
+    order.sort_by_key(|dim| (*dim == strip, std::cmp::Reverse(strides[*dim])));
+    rewrite(&mut nest.body, &|terms| {
+        for (dim, _) in terms.iter_mut() {
+            let to = order.iter().position(|from| *from == dim.0 as usize).unwrap_or_default();
+            *dim = Dim(to as u32);
+        }
+    });
+    nest.strip = extents[strip];
+    nest.grid = order[..n_dims - 1].iter().map(|dim| extents[*dim]).collect();
+    rank(nest);
+}
+
+/// A nest as several that share nothing but constants and run-time scalars, each with the strip only if it needs it. So a
+/// small result that was put beside a large one does not decide how the large one is walked through.
+pub(crate) fn parts(kernel: &Kernel, nest: &Nest) -> Vec<Nest> {
+    let whole = |stmt: &Stmt| matches!(stmt, Stmt::Fold { .. } | Stmt::Exit { .. });
+    if nest.body.iter().any(whole) || nest.grid.contains(&0) || nest.strip == 0 {
+        return vec![nest.clone()];
+    }
+    // Which stores a value leads to; those of one non-trivial value belong together.
+    let trivial = |stmt: &Stmt| match stmt {
+        Stmt::Const { .. } => true,
+        Stmt::Load { access, .. } => access.terms.is_empty(),
+        _ => false,
+    };
+    let mut group: Vec<usize> = (0..nest.body.len()).collect();
+    let mut join = |one: usize, other: usize| {
+        let (old, new) = (group[one].max(group[other]), group[one].min(group[other]));
+        group.iter_mut().filter(|group| **group == old).for_each(|group| *group = new);
+    };
+    let shape = |buf: mdl_compiler::kernel::BufId| (kernel.bufs[buf.0 as usize].dtype, kernel.bufs[buf.0 as usize].len);
+    let mut source = vec![usize::MAX; nest.vals.len()];
+    for (at, stmt) in nest.body.iter().enumerate() {
+        if let Some(val) = defined(stmt) {
+            source[val.0 as usize] = at;
+        }
+        for val in used(stmt) {
+            let from = source[val.0 as usize];
+            if from != usize::MAX && !trivial(&nest.body[from]) {
+                join(at, from);
+            }
+        }
+        // A result may have the place of an operand of its size, which must be read before: they stay together.
+        if let Stmt::Store { buf, .. } = stmt {
+            for (load, other) in nest.body.iter().enumerate() {
+                if matches!(other, Stmt::Load { buf: from, .. } if !trivial(other) && shape(*from) == shape(*buf)) {
+                    join(at, load);
+                }
+            }
+        }
+    }
+    let stored: BTreeSet<usize> =
+        (0..nest.body.len()).filter(|at| matches!(nest.body[*at], Stmt::Store { .. })).map(|at| group[at]).collect();
+    if stored.len() <= 1 {
+        return vec![nest.clone()];
+    }
+    // A scalar that one part reads must not be the memory that another writes.
+    let written: Vec<_> = nest
+        .body
+        .iter()
+        .filter_map(|stmt| if let Stmt::Store { buf, .. } = stmt { Some(shape(*buf)) } else { None })
+        .collect();
+    let clash = nest.body.iter().any(|stmt| match stmt {
+        Stmt::Load { buf, .. } => trivial(stmt) && written.contains(&shape(*buf)),
+        _ => false,
+    });
+    if clash {
+        return vec![nest.clone()];
+    }
+    let strip = nest.strip_dim();
+    let part = |wanted: usize| {
+        let mut part = Nest::new(nest.grid.clone(), nest.strip);
+        part.vals = nest.vals.clone();
+        part.body = nest
+            .body
+            .iter()
+            .enumerate()
+            .filter(|(at, stmt)| group[*at] == wanted || trivial(stmt))
+            .map(|(_, stmt)| stmt.clone())
+            .collect();
+        let needs = part.body.iter().any(|stmt| match stmt {
+            Stmt::Index { index, .. } => index.depends_on(strip),
+            _ => accesses(stmt).is_some_and(|access| access.depends_on(strip)),
+        });
+        if !needs {
+            part.strip = 1;
+        }
+        part
+    };
+    stored.into_iter().map(part).collect()
+}
+
+/// The same contraction with a and b exchanged, if its stores then run along the strip and now do not: a store of a transposed
+/// result goes from columns of the block to its rows.
+pub(crate) fn oriented(contract: &Contract) -> Contract {
+    let n_batch = contract.batch.len();
+    let (n_m, n_n) = (contract.m.len(), contract.n.len());
+    let (Some(last_m), Some(last_n)) = (contract.m.last(), contract.n.last()) else { return contract.clone() };
+    if last_m.extent <= 1 || last_n.extent <= 1 {
+        return contract.clone();
+    }
+    let (strip_m, strip_n) = (Dim((n_batch + n_m) as u32 - 1), Dim((n_batch + n_m + n_n) as u32 - 1));
+    let runs = |dim: Dim| {
+        let stores = contract.body.iter().filter(|stmt| matches!(stmt, Stmt::Store { .. })).filter_map(accesses);
+        stores.filter(|access| along(access, dim, &contract.vals) == Along::Stride(1)).count()
+    };
+    if runs(strip_n) >= runs(strip_m) {
+        return contract.clone();
+    }
+    let mut turned = contract.clone();
+    std::mem::swap(&mut turned.a, &mut turned.b);
+    std::mem::swap(&mut turned.m, &mut turned.n);
+    for dim in turned.batch.iter_mut().chain(&mut turned.m).chain(&mut turned.n).chain(&mut turned.k) {
+        std::mem::swap(&mut dim.a, &mut dim.b);
+    }
+    rewrite(&mut turned.body, &|terms| {
+        for (dim, _) in terms.iter_mut() {
+            let at = dim.0 as usize;
+            if at >= n_batch + n_m {
+                *dim = Dim((at - n_m) as u32);
+            } else if at >= n_batch {
+                *dim = Dim((at + n_n) as u32);
+            }
+        }
+    });
+    // Which values are strips changes with the strip.
+    let mut body = Nest::new(turned.body_dims()[..n_batch + n_m + n_n - 1].to_vec(), last_m.extent);
+    (body.vals, body.body) = (turned.vals, turned.body);
+    rank(&mut body);
+    (turned.vals, turned.body) = (body.vals, body.body);
+    turned
 }
 
 /// The body of a contraction with the dimensions of n merged as far as its accesses allow: the dimensions, the statements,

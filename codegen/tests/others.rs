@@ -94,7 +94,7 @@ fn contraction(seed: u32) -> (Kernel, Noise) {
 /// Products of quarters are exact sums of sixteenths, whatever the order: so the results are equal.
 #[test]
 fn random_contractions_agree_exactly() {
-    for seed in 0..150 {
+    for seed in 0..100 {
         let (kernel, mut noise) = contraction(seed);
         let memory = memory(&kernel, &mut noise);
         let shown = std::panic::catch_unwind(|| compare(&kernel, &memory, &|_, _| false));
@@ -105,7 +105,7 @@ fn random_contractions_agree_exactly() {
 /// Larger than a block in every direction, in the three layouts of a linear layer.
 #[test]
 fn blocks_and_panels_meet() {
-    let (m, n, k) = (601u64, 291, 530);
+    let (m, n, k) = (531u64, 265, 260);
     for (a, b) in [((k, 1), (1, n)), ((k, 1), (k, 1)), ((1, m), (1, n)), ((1, m), (k, 1))] {
         let operand = |at| Operand { buf: BufId(at), base: 0 };
         // Strides of a along (m, k); of b along (n, k).
