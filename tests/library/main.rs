@@ -1,8 +1,9 @@
 //! The library in `stdlib/` against outside witnesses: each layer, forward and backward, and each optimizer as PyTorch has them (recorded
-//! by `tests/scripts/{layers,optimizers}.py`), and the functions that have a closed form as Rust has it.
+//! by `tests/scripts/{layers,optimizers}.py`), the functions that have a closed form as Rust has it, and the documents that show recipes.
 //!
 //! Everything is evaluated by the reference interpreter in f64, so what is compared here is what the `.mdl` text says.
 
+mod documents;
 mod functions;
 mod layers;
 mod optimizers;
