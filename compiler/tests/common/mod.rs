@@ -3,25 +3,25 @@
 
 use mdl_graph::{Axis, AxisSet, DType, Graph, InputKind, Loop, Name, NodeId, Op, Role, Type};
 
-pub fn ty(dtype: DType, axes: &[(&str, u64)]) -> Type {
+pub(crate) fn ty(dtype: DType, axes: &[(&str, u64)]) -> Type {
     Type::new(dtype, AxisSet::of(axes.iter().map(|(name, size)| Axis::new(*name, *size))).unwrap())
 }
 
-pub fn name(text: &str) -> Name {
+pub(crate) fn name(text: &str) -> Name {
     Name::from(text)
 }
 
-pub fn axis(text: &str, size: u64) -> Axis {
+pub(crate) fn axis(text: &str, size: u64) -> Axis {
     Axis::new(text, size)
 }
 
-pub struct Model {
-    pub batch: u64,
-    pub t: u64,
-    pub width: u64,
-    pub vocab: u64,
-    pub layers: u64,
-    pub dropout: bool,
+pub(crate) struct Model {
+    pub(crate) batch: u64,
+    pub(crate) t: u64,
+    pub(crate) width: u64,
+    pub(crate) vocab: u64,
+    pub(crate) layers: u64,
+    pub(crate) dropout: bool,
 }
 
 impl Default for Model {
@@ -81,8 +81,7 @@ fn block(model: &Model) -> Graph {
     let (w, h) = (("width", model.width), ("hidden", 2 * model.width));
     let mut graph = Graph::new();
     let x = graph.input("x", InputKind::Param, ty(F, &[("batch", model.batch), ("t", model.t), w]));
-    let mut weight =
-        |graph: &mut Graph, name: &str, axes: &[(&str, u64)]| graph.input(name, InputKind::Param, ty(F, axes));
+    let weight = |graph: &mut Graph, name: &str, axes: &[(&str, u64)]| graph.input(name, InputKind::Param, ty(F, axes));
     let key = ("key", model.width);
     let q = weight(&mut graph, "q", &[w, key]);
     let k = weight(&mut graph, "k", &[w, key]);
@@ -121,7 +120,7 @@ fn block(model: &Model) -> Graph {
 }
 
 /// A step: loss and new weights by plain gradient descent. Also the logits, which have the batch.
-pub fn language_model(model: &Model) -> Graph {
+pub(crate) fn language_model(model: &Model) -> Graph {
     let (w, h, layer) = (("width", model.width), ("hidden", 2 * model.width), ("layer", model.layers));
     let rows = [("batch", model.batch), ("t", model.t)];
     let mut graph = Graph::new();
