@@ -115,6 +115,26 @@ impl<'g> Body<'g> {
         }
     }
 
+    /// Operands that must be plain memory, and are no views of it: of contractions, loops and the like.
+    pub(crate) fn operands_to_store(&self) -> BTreeSet<NodeId> {
+        let users = self.graph.ids().filter(|id| matches!(self.kind(*id), Kind::Contract | Kind::Alone));
+        let args = users.flat_map(|id| self.graph.args(id).iter().copied());
+        args.filter(|arg| {
+            let mut at = *arg;
+            while self.kind(at) == Kind::Free {
+                match self.graph.op(at) {
+                    Op::Slice { step, len, .. } if *step < 0 && *len > 1 => return true,
+                    Op::Rename(_) | Op::Expand(_) | Op::Slice { .. } | Op::Split { .. } | Op::Merge { .. } => {}
+                    Op::Window { .. } | Op::Detach => {}
+                    _ => return true,
+                }
+                at = self.graph.args(at)[0];
+            }
+            false
+        })
+        .collect()
+    }
+
     /// The node that `id` is but another name for, and the names that `id` gives to its axes: `(there, here)`.
     pub(crate) fn renamed(&self, id: NodeId) -> (NodeId, Vec<(Name, Name)>) {
         let mut names: Vec<(Name, Name)> =

@@ -10,6 +10,10 @@ use super::{Body, Group, Kind, Shape, bytes_moved, makes_rows};
 const MOST_MEMBERS: usize = 96;
 const MOST_BUFFERS: usize = 28;
 
+/// A merge that saves less than this part of what the smaller group moves is not worth the longer kernel: two large updates that
+/// share a few scalars.
+const LEAST_SHARE: u64 = 64;
+
 /// Where a group meets a value: the dimension of each of the value's axes.
 type Touch = BTreeMap<NodeId, Vec<(Name, usize)>>;
 
@@ -130,9 +134,10 @@ impl State<'_, '_> {
             }
             if !self.known.contains_key(&(a, b)) {
                 let joined = join(self.body, first, second, &self.touches[a], &self.touches[b]).and_then(|joined| {
-                    let apart = self.costs[a] + self.costs[b];
-                    let saved = apart.checked_sub(self.cost(&joined.members)).filter(|saved| *saved > 0)?;
-                    Some((saved, joined))
+                    let (cost_a, cost_b) = (self.costs[a], self.costs[b]);
+                    let saved = (cost_a + cost_b).checked_sub(self.cost(&joined.members))?;
+                    let is_worth = saved > 0 && saved.saturating_mul(LEAST_SHARE) >= cost_a.min(cost_b);
+                    is_worth.then_some((saved, joined))
                 });
                 self.known.insert((a, b), joined);
             }

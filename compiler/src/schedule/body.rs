@@ -101,8 +101,10 @@ impl Planner<'_> {
                 .map(|output| body.renamed(output.node).0)
                 .filter(|id| body.kind(*id) == Kind::Free)
                 .collect();
-            if !roots.is_empty() {
+            let operands = body.operands_to_store();
+            if !roots.is_empty() || !operands.is_empty() {
                 forced.extend(roots);
+                forced.extend(operands);
                 continue;
             }
             let fusion = Fusion::new(&body, &self.ranks, self.options.fuse);

@@ -62,10 +62,6 @@ impl Layout {
         Some(order.into_iter().map(|(axis, _)| axis).collect())
     }
 
-    pub(crate) fn is_dense(&self) -> bool {
-        self.dense_order().is_some()
-    }
-
     /// Without one axis, and that axis' stride.
     pub(crate) fn without(&self, name: &Name) -> Option<(Layout, i64)> {
         let stride = self.stride(name)?;
@@ -216,8 +212,8 @@ mod tests {
     fn density_ignores_axes_of_size_one() {
         let layout = Layout::dense(vec![Axis::new("a", 3), Axis::new("b", 1), Axis::new("c", 4)]);
         assert_eq!(layout.span(), 12);
-        assert!(layout.is_dense());
+        assert!(layout.dense_order().is_some());
         let (slice, stride) = layout.without(&Name::from("c")).unwrap();
-        assert_eq!((stride, slice.span(), slice.is_dense()), (1, 9, false));
+        assert_eq!((stride, slice.span(), slice.dense_order().is_some()), (1, 9, false));
     }
 }
