@@ -6,6 +6,11 @@
 //!
 //! An epoch over a running text covers it once, in windows side by side whose first one begins at a place drawn for the
 //! epoch: so every token is a target once per epoch, and windows do not fall on the same borders every time.
+//!
+//! An evaluation averages the means of batches by [`Filled::n_counted`], and that is exact. Windows at the end are filled
+//! up with positions whose mask is false. Rows that do not fill the last batch come in several batches, each with a
+//! number of rows that divides the size of a batch, and each row equally often: 40 rows left in batches of 64 are 32
+//! twice, then 8 eight times. So the mean of such a batch is the mean of its rows, without a mask for rows.
 
 use crate::dataset::{Content, Ids, Part, TextRows};
 use crate::permutation::{Permutation, mix};
@@ -18,7 +23,7 @@ use std::sync::Arc;
 pub enum Order {
     /// For training: endless, every epoch in an order of its own.
     Shuffled,
-    /// For evaluation: from the first to the last, once; the last batch may be partly empty.
+    /// For evaluation: from the first to the last, each counted once.
     InOrder,
 }
 
@@ -36,9 +41,10 @@ pub enum FieldSlice<'a> {
 /// How much of a batch is real.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Filled {
-    /// Rows with data. The others are zeros, their masks false.
+    /// Different rows with data. The others are repeated, or zeros with a mask that is false.
     pub n_rows: usize,
-    /// Positions whose mask is true; for pictures, the rows.
+    /// What the mean of the batch is over: the rows of pictures and of texts with a label, else the positions whose mask
+    /// is true, those of repeated rows once.
     pub n_counted: usize,
 }
 
@@ -141,9 +147,18 @@ impl Batcher {
         }
     }
 
-    /// How many batches one pass takes; the last may be partly empty in order, or reach into the next epoch shuffled.
+    /// How many batches one pass takes; shuffled, the last may reach into the next epoch.
     pub fn n_batches(&self) -> u64 {
-        self.n_items().div_ceil(self.batch as u64)
+        let (n, batch) = (self.n_items(), self.batch as u64);
+        if self.order == Order::Shuffled || matches!(self.part.content, Content::Stream(_)) {
+            return n.div_ceil(batch);
+        }
+        let (mut left, mut n_pieces) = (self.batch_left(n), 0);
+        while left > 0 {
+            left -= largest_divisor(self.batch, left);
+            n_pieces += 1;
+        }
+        n / batch + n_pieces
     }
 
     /// Writes the batch of a step; steps count from 0. In order, steps past the end give no rows.
@@ -151,15 +166,16 @@ impl Batcher {
     /// Panics when the buffers are not those of the facts' fields: the plan that made them is at fault, not the data.
     pub fn fill(&self, step: u64, buffers: &mut [FieldSlice<'_>]) -> Filled {
         assert_eq!(buffers.len(), self.fields.len(), "one buffer per field of the data");
+        match &self.part.content {
+            Content::Stream(ids) => self.fill_windows(ids, step, buffers),
+            content => self.fill_rows(content, step, buffers),
+        }
+    }
+
+    fn fill_windows(&self, ids: &Ids, step: u64, buffers: &mut [FieldSlice<'_>]) -> Filled {
         let mut filled = Filled::default();
         for row in 0..self.batch {
-            let item = step * self.batch as u64 + row as u64;
-            let counted = match &self.part.content {
-                Content::Stream(ids) => self.window(ids, item, row, buffers),
-                Content::Rows(rows) => self.row(item).map(|place| self.text_row(rows, place, row, buffers)),
-                Content::Pictures { .. } => self.row(item).map(|place| self.picture(place, row, buffers)),
-            };
-            match counted {
+            match self.window(ids, step * self.batch as u64 + row as u64, row, buffers) {
                 Some(n) => {
                     filled.n_rows += 1;
                     filled.n_counted += n;
@@ -170,14 +186,56 @@ impl Batcher {
         filled
     }
 
-    /// Which row of the part an item is.
-    fn row(&self, item: u64) -> Option<usize> {
-        let n = self.part.content.n_items(self.n_positions);
-        match self.order {
-            Order::InOrder => (item < n).then_some(item as usize),
-            Order::Shuffled if n == 0 => None,
-            Order::Shuffled => Some(self.place(item, n) as usize),
+    fn fill_rows(&self, content: &Content, step: u64, buffers: &mut [FieldSlice<'_>]) -> Filled {
+        let n = content.n_items(self.n_positions);
+        let (first, n_rows) = match self.order {
+            Order::Shuffled => (step * self.batch as u64, self.batch),
+            Order::InOrder => self.piece(step, n),
+        };
+        let mut filled = Filled { n_rows, n_counted: 0 };
+        for row in 0..self.batch {
+            if n_rows == 0 {
+                self.clear(row, buffers);
+                continue;
+            }
+            let item = first + (row % n_rows) as u64;
+            let place = match self.order {
+                Order::InOrder => item,
+                Order::Shuffled => self.place(item, n),
+            };
+            let n_counted = match content {
+                Content::Rows(rows) => self.text_row(rows, place as usize, row, buffers),
+                Content::Pictures { .. } => self.picture(place as usize, row, buffers),
+                Content::Stream(_) => 0,
+            };
+            if row < n_rows {
+                filled.n_counted += n_counted;
+            }
         }
+        filled
+    }
+
+    /// The first item of a batch in order, and how many different ones it has.
+    fn piece(&self, step: u64, n: u64) -> (u64, usize) {
+        let (batch, n_full) = (self.batch as u64, n / self.batch as u64);
+        if step < n_full {
+            return (step * batch, self.batch);
+        }
+        let (mut first, mut left) = (n_full * batch, self.batch_left(n));
+        for _ in n_full..step {
+            let taken = largest_divisor(self.batch, left);
+            first += taken as u64;
+            left -= taken;
+            if left == 0 {
+                break;
+            }
+        }
+        (first, largest_divisor(self.batch, left))
+    }
+
+    /// How many items do not fill a batch.
+    fn batch_left(&self, n: u64) -> usize {
+        (n % self.batch as u64) as usize
     }
 
     fn place(&self, item: u64, n: u64) -> u64 {
@@ -234,7 +292,7 @@ impl Batcher {
                 (name, _) => panic!("the buffer of {name:?} has another type"),
             }
         }
-        counted.len()
+        if rows.labels.is_some() { 1 } else { counted.len() }
     }
 
     fn picture(&self, place: usize, row: usize, buffers: &mut [FieldSlice<'_>]) -> usize {
@@ -263,6 +321,11 @@ impl Batcher {
             }
         }
     }
+}
+
+/// The largest divisor of `n` that is at most `most`; 0 when `most` is.
+fn largest_divisor(n: usize, most: usize) -> usize {
+    (1..=most).rev().find(|&d| n.is_multiple_of(d)).unwrap_or(0)
 }
 
 /// Strides of a buffer whose axes lie in the order `order(0)`, `order(1)`, …, outermost first; and its size.

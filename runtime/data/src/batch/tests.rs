@@ -149,11 +149,18 @@ fn labelled_rows_are_cut_filled_and_counted() {
     let dataset = prepare(&spec, &scratch.0, None).expect("prepared");
     assert_eq!(dataset.facts.notes, ["1 of 3 rows of train are longer than 4 tokens and were cut"]);
     let batcher = dataset.batcher("train", 4, Order::InOrder).expect("a batcher");
+    // Three rows in batches of four: two of them twice, then one four times.
+    assert_eq!(batcher.n_batches(), 2);
     let got = text_batch(&batcher, 0);
-    assert_eq!(got.ids, [0, 1, 2, 3, 0, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0]);
-    assert_eq!(got.mask, [1, 1, 1, 1, 1, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0]);
+    assert_eq!(got.ids, [0, 1, 2, 3, 0, 1, 0, 0, 0, 1, 2, 3, 0, 1, 0, 0]);
+    assert_eq!(got.mask, [1, 1, 1, 1, 1, 1, 0, 0, 1, 1, 1, 1, 1, 1, 0, 0]);
     assert_eq!(got.label, [1, 0, 1, 0]);
-    assert_eq!(got.filled, Filled { n_rows: 3, n_counted: 7 });
+    assert_eq!(got.filled, Filled { n_rows: 2, n_counted: 2 });
+    let got = text_batch(&batcher, 1);
+    assert_eq!((got.ids, got.label), ([1, 0, 0, 0].repeat(4), vec![1; 4]));
+    assert_eq!(got.filled, Filled { n_rows: 1, n_counted: 1 });
+    let got = text_batch(&batcher, 2);
+    assert_eq!((got.ids, got.mask, got.filled), (vec![0; 16], vec![0; 16], Filled::default()));
 }
 
 #[test]
@@ -170,32 +177,59 @@ fn pictures_in_any_layout() {
     let mut spec = spec(idx("images", "labels"));
     (spec.tokenizer, spec.form) = (None, Form::Rows);
     let dataset = prepare(&spec, &scratch.0, None).expect("prepared");
-    let mut batcher = dataset.batcher("train", 3, Order::InOrder).expect("a batcher");
+    let mut batcher = dataset.batcher("train", 4, Order::InOrder).expect("a batcher");
     let fill = |batcher: &Batcher| {
-        let (mut image, mut label) = (vec![-1.0; 36], vec![-1; 3]);
+        let (mut image, mut label) = (vec![-1.0; 48], vec![-1; 4]);
         let filled = batcher.fill(0, &mut [FieldSlice::F32(&mut image), FieldSlice::I32(&mut label)]);
         assert_eq!(filled, Filled { n_rows: 2, n_counted: 2 });
         (image, label)
     };
     let (plain, label) = fill(&batcher);
-    assert_eq!(label, [1, 0, 0], "4 and 2 in order are 1 and 0");
-    let want: Vec<f32> = pixels.iter().map(|&pixel| f32::from(pixel) / 255.0).chain([0.0; 12]).collect();
+    assert_eq!(label, [1, 0, 1, 0], "4 and 2 in order are 1 and 0");
+    let want: Vec<f32> = pixels.repeat(2).iter().map(|&pixel| f32::from(pixel) / 255.0).collect();
     assert_eq!(plain, want);
     assert!(!batcher.set_layout(0, &["batch", "row"]) && !batcher.set_layout(0, &["batch", "row", "row", "channel"]));
     assert!(batcher.set_layout(0, &["channel", "column", "batch", "row"]));
     let (turned, _) = fill(&batcher);
-    for b in 0..3 {
+    for b in 0..4 {
         for r in 0..2 {
             for c in 0..3 {
                 for ch in 0..2 {
-                    assert_eq!(turned[((ch * 3 + c) * 3 + b) * 2 + r], plain[((b * 2 + r) * 3 + c) * 2 + ch]);
+                    assert_eq!(turned[((ch * 3 + c) * 4 + b) * 2 + r], plain[((b * 2 + r) * 3 + c) * 2 + ch]);
                 }
             }
         }
     }
-    let mut label = vec![0; 3];
+    let mut label = vec![0; 4];
     batcher.fill(0, &mut [FieldSlice::Skip, FieldSlice::I32(&mut label)]);
-    assert_eq!(label, [1, 0, 0]);
+    assert_eq!(label, [1, 0, 1, 0]);
+}
+
+/// Means of batches, weighted by what they count, are the mean of all rows, whatever the size of a batch.
+#[test]
+fn an_evaluation_of_rows_is_exact() {
+    for n in [1usize, 2, 5, 12, 97] {
+        for batch in [1, 2, 3, 7, 12, 16, 64] {
+            let labels: Vec<i32> = (0..n as i32).map(|i| i * i % 31).collect();
+            let (pixels, rows, columns, channels) = (vec![0; n], 1, 1, 1);
+            let content = Content::Pictures { rows, columns, channels, pixels, labels: labels.clone() };
+            let part = Arc::new(Part { name: "val".to_string(), content });
+            let field = Field { name: "label".to_string(), dtype: mdl_graph::DType::I32, axes: Vec::new() };
+            let batcher = Batcher::new(part, &Form::Rows, &[field], batch, Order::InOrder, 1).expect("a batcher");
+            let (mut sum, mut count) = (0.0, 0);
+            for step in 0..batcher.n_batches() {
+                let mut label = vec![-1; batch];
+                let filled = batcher.fill(step, &mut [FieldSlice::I32(&mut label)]);
+                let mean = label.iter().map(|&label| f64::from(label)).sum::<f64>() / batch as f64;
+                assert!(filled.n_counted > 0, "{n} in batches of {batch}");
+                sum += mean * filled.n_counted as f64;
+                count += filled.n_counted;
+            }
+            assert_eq!(count, n, "{n} in batches of {batch}");
+            let want = labels.iter().map(|&label| f64::from(label)).sum::<f64>();
+            assert!((sum - want).abs() < 1e-9, "{n} in batches of {batch}: {sum} and {want}");
+        }
+    }
 }
 
 #[test]

@@ -56,7 +56,7 @@ fn broken_files() {
 fn corpus() -> String {
     let words = ["the", "king", "of", "France", "speaks", "and", "speaking,", "he", "spoke:", "\n", "Ünder", "好的"];
     let pick = |i: u64| words[(crate::permutation::mix(7, 0, i) % words.len() as u64) as usize];
-    (0..200_000).flat_map(|i| [pick(i), if i % 13 == 0 { "\n" } else { " " }]).collect()
+    (0..120_000).flat_map(|i| [pick(i), if i % 13 == 0 { "\n" } else { " " }]).collect()
 }
 
 #[test]
@@ -78,13 +78,13 @@ fn learned_pieces_are_the_same_every_time() {
 #[test]
 fn parts_do_not_show() {
     let corpus = corpus();
-    assert!(corpus.len() > 1 << 20);
+    assert!(corpus.len() > 2 << 18, "more than two parts");
     let tokenizer = Tokenizer::learn_bpe(&[&corpus], 500).expect("learned");
     let Kind::Pieces(pieces) = &tokenizer.kind else { panic!("pieces") };
     let whole = pieces.encode_whole(&corpus).expect("encoded");
     assert!(pieces.is_cuttable());
     assert!(tokenizer.encode(&corpus).expect("encoded") == whole, "prose");
-    let blank_lines = "a\n\n\n b\n\tc\n  \nd\n".repeat(100_000);
+    let blank_lines = "a\n\n\n b\n\tc\n  \nd\n".repeat(40_000);
     let whole = pieces.encode_whole(&blank_lines).expect("encoded");
     assert!(tokenizer.encode(&blank_lines).expect("encoded") == whole, "blank lines");
 }
