@@ -150,7 +150,15 @@ impl Case {
             assert_eq!(ty, self.elab.stored_type(id));
             let (_, stored) = self.elab.stored().nth(id.0 as usize).expect("it is there");
             let show = |axes: &[Axis]| axes.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
-            let _ = writeln!(text, "{:?} {}/{} [{} | {}]", stored.kind, stored.root, stored.path, show(&stored.stack), show(&stored.axes));
+            let _ = writeln!(
+                text,
+                "{:?} {}/{} [{} | {}]",
+                stored.kind,
+                stored.root,
+                stored.path,
+                show(&stored.stack),
+                show(&stored.axes)
+            );
             self.elab.output(&format!("{}", id.0), &first, Span::default())?;
         }
         let graph = self.elab.finish();
@@ -242,4 +250,16 @@ fn examples_on_error_pages() {
             assert!(result.is_ok() && case.elab.diagnostics.is_empty(), "{code}: {text}\n{report}");
         }
     }
+}
+
+/// Deep nesting of calls and expressions ends in a diagnostic, on the small stack of a test's thread.
+#[test]
+fn what_is_too_deep_is_told() {
+    let mut text = String::from("// call: f0(x: f32[t: 2])\n");
+    for i in 0..90 {
+        let _ = writeln!(text, "fn f{i}(x: [..]) -> [..] = {}f{}(x){}", "(".repeat(60), i + 1, " + 1)".repeat(60));
+    }
+    text += "fn f90(x: [..]) -> [..] = x";
+    let report = Case::new(&text).finish(&text);
+    assert!(report.starts_with("error[E0214]") || report.contains("out y"), "{report}");
 }

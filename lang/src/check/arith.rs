@@ -83,6 +83,14 @@ impl Elaborator<'_> {
     pub(super) fn operand(&mut self, value: &Value, span: Span, what: &str) -> Eval<Operand> {
         Ok(match value {
             Value::Bool(value) => Operand::Bool(*value),
+            Value::Tensor(tensor) if !self.levels.iter().any(|level| level.id == tensor.level) => {
+                return Err(self.error(
+                    Code::E0213,
+                    "a tensor is used outside of where it was computed",
+                    span,
+                    "this tensor",
+                ));
+            }
             Value::Tensor(tensor) => Operand::Tensor(tensor.clone()),
             Value::Stored(id) => Operand::Tensor(self.fetch(*id)?),
             Value::Error => return Err(super::value::Stop),
@@ -109,7 +117,7 @@ impl Elaborator<'_> {
     }
 
     /// An operand as a tensor of the dtype that it has by itself: `i32`, `f32` or `bool` for numbers.
-    pub(super) fn to_tensor(&mut self, operand: &Operand, span: Span) -> Eval<Tensor> {
+    pub(super) fn tensor_of(&mut self, operand: &Operand, span: Span) -> Eval<Tensor> {
         let dtype = match operand {
             Operand::Tensor(tensor) => return Ok(tensor.clone()),
             Operand::Bool(_) => DType::Bool,
@@ -147,11 +155,12 @@ impl Elaborator<'_> {
         if let Err(name) = left.axes.union(&right.axes) {
             let (x, y) = (left.axes.size(&name).unwrap_or(0), right.axes.size(&name).unwrap_or(0));
             let shown = super::scope::plain(&name);
-            let diagnostic = Diagnostic::error(Code::E0204, format!("axis `{shown}` is {x} on the left and {y} on the right"))
-                .label(at, "they meet here")
-                .label(spans.0, format!("`{shown}` is {x} here"))
-                .label(spans.1, format!("`{shown}` is {y} here"))
-                .help("cut or pad one of them, or rename the axis with `as` if it is another one");
+            let diagnostic =
+                Diagnostic::error(Code::E0204, format!("axis `{shown}` is {x} on the left and {y} on the right"))
+                    .label(at, "they meet here")
+                    .label(spans.0, format!("`{shown}` is {x} here"))
+                    .label(spans.1, format!("`{shown}` is {y} here"))
+                    .help("cut or pad one of them, or rename the axis with `as` if it is another one");
             return Err(self.fail(diagnostic));
         }
         if !(left.dtype.is_float() && right.dtype.is_float()) {
@@ -159,10 +168,20 @@ impl Elaborator<'_> {
         }
         let declared = self.declared.clone();
         let undeclared = |axis: &&mdl_graph::Axis| !self.is_hidden(&axis.name) && !declared.contains(&axis.name);
-        let only_left: Vec<String> =
-            left.axes.minus(&right.axes).iter().filter(undeclared).map(|axis| super::scope::plain(&axis.name)).collect();
-        let only_right: Vec<String> =
-            right.axes.minus(&left.axes).iter().filter(undeclared).map(|axis| super::scope::plain(&axis.name)).collect();
+        let only_left: Vec<String> = left
+            .axes
+            .minus(&right.axes)
+            .iter()
+            .filter(undeclared)
+            .map(|axis| super::scope::plain(&axis.name))
+            .collect();
+        let only_right: Vec<String> = right
+            .axes
+            .minus(&left.axes)
+            .iter()
+            .filter(undeclared)
+            .map(|axis| super::scope::plain(&axis.name))
+            .collect();
         let (Some(x), Some(y)) = (only_left.first(), only_right.first()) else { return Ok(()) };
         if let Some(both) = only_left.iter().find(|name| only_right.contains(name)) {
             let message = format!("`{both}` came by its name on one side and through `..` on the other");
@@ -223,7 +242,9 @@ impl Elaborator<'_> {
         if op == BinaryOp::Add {
             match (left.0, right.0) {
                 (Value::Str(a), Value::Str(b)) => return Ok(Value::str(&format!("{a}{b}"))),
-                (Value::List(a), Value::List(b)) => return Ok(Value::list(a.iter().chain(b.iter()).cloned().collect())),
+                (Value::List(a), Value::List(b)) => {
+                    return Ok(Value::list(a.iter().chain(b.iter()).cloned().collect()));
+                }
                 (Value::Str(a), b) if b.as_int().is_some() => {
                     return Ok(Value::str(&format!("{a}{}", b.as_int().unwrap_or(0))));
                 }
@@ -235,7 +256,9 @@ impl Elaborator<'_> {
                 Value::List(items) => Ok(Value::Bool(items.iter().any(|item| same_values(left.0, item) == Some(true)))),
                 Value::Range { start, end } => match left.0.as_int() {
                     Some(value) => Ok(Value::Bool(value >= start.unwrap_or(0) && end.is_none_or(|end| value < end))),
-                    None => Err(self.error(Code::E0209, "`in` a range takes an Int on its left", left.1, left.0.kind())),
+                    None => {
+                        Err(self.error(Code::E0209, "`in` a range takes an Int on its left", left.1, left.0.kind()))
+                    }
                 },
                 other => Err(self.error(
                     Code::E0209,
@@ -343,14 +366,7 @@ impl Elaborator<'_> {
         Ok(Value::Tensor(self.meet_op_in(Op::Pow, a, b, dtype, spans, at)?))
     }
 
-    fn binary_numbers(
-        &mut self,
-        op: BinaryOp,
-        a: &Operand,
-        b: &Operand,
-        spans: (Span, Span),
-        at: Span,
-    ) -> Eval<Value> {
+    fn binary_numbers(&mut self, op: BinaryOp, a: &Operand, b: &Operand, spans: (Span, Span), at: Span) -> Eval<Value> {
         use BinaryOp::{Add, And, Div, Eq, Ge, Gt, In, Le, Lt, Mul, Ne, Or, Pow, Rem, Sub};
         if let (Operand::Bool(x), Operand::Bool(y)) = (a, b) {
             match op {
@@ -482,7 +498,12 @@ impl Elaborator<'_> {
             Operand::Tensor(tensor) if self.dtype(&tensor) == DType::Bool => tensor,
             _ => {
                 let message = "the condition of `where` is not boolean";
-                return Err(self.error(Code::E0207, message, condition_span, "compare it with something, as in `x > 0`"));
+                return Err(self.error(
+                    Code::E0207,
+                    message,
+                    condition_span,
+                    "compare it with something, as in `x > 0`",
+                ));
             }
         };
         let (a, b) = (self.operand(a, a_span, "`where`")?, self.operand(b, b_span, "`where`")?);
@@ -499,14 +520,16 @@ impl Elaborator<'_> {
         }
         Ok(Value::Tensor(self.emit(Op::Select, &[&condition, &a, &b], at)?))
     }
-
 }
 
 /// Equality of values known at compile time; `None` if either is a tensor, so that only the graph can tell.
 pub(super) fn same_values(a: &Value, b: &Value) -> Option<bool> {
     match (a, b) {
-        (Value::Tensor(_) | Value::Stored(_), Value::None) | (Value::None, Value::Tensor(_) | Value::Stored(_)) => Some(false),
-        (Value::Tensor(_) | Value::Stored(_) | Value::Error, _) | (_, Value::Tensor(_) | Value::Stored(_) | Value::Error) => None,
+        (Value::Tensor(_) | Value::Stored(_), Value::None) | (Value::None, Value::Tensor(_) | Value::Stored(_)) => {
+            Some(false)
+        }
+        (Value::Tensor(_) | Value::Stored(_) | Value::Error, _)
+        | (_, Value::Tensor(_) | Value::Stored(_) | Value::Error) => None,
         (Value::None, Value::None) => Some(true),
         (Value::None, _) | (_, Value::None) => Some(false),
         (Value::Str(a), Value::Str(b)) => Some(a == b),

@@ -26,6 +26,12 @@ pub(super) struct GivenAxes {
     pub(super) span: Span,
 }
 
+/// Axes of a signature that a call binds, `t: s`: the name inside, the caller's, and where.
+pub(super) type Signature = Vec<(String, Name, Span)>;
+
+/// An axis of a declared type, with its size where the type says one.
+type Declared = (Name, Option<u64>, Span);
+
 /// An entry of a header with what fills it.
 #[derive(Clone)]
 pub(super) struct Filled {
@@ -92,7 +98,13 @@ impl Elaborator<'_> {
             } else {
                 format!("the packs here are ..{}", known.join(", .."))
             };
-            return Err(self.error_help(Code::E0202, format!("no pack `..{base}` is in scope"), axis.span, "not known", help));
+            return Err(self.error_help(
+                Code::E0202,
+                format!("no pack `..{base}` is in scope"),
+                axis.span,
+                "not known",
+                help,
+            ));
         }
         let name = Name::from(last.text.as_str());
         if env.frame.open.get() || self.axis_size(env, &name, axis.span)?.is_some() {
@@ -101,7 +113,13 @@ impl Elaborator<'_> {
         // A pack said without its dots, `mean[over]`: refused with the right spelling.
         if env.frame.packs.borrow().contains_key(base) {
             let help = format!("write `..{base}`");
-            return Err(self.error_help(Code::E0202, format!("`{base}` is a pack of axes"), axis.span, "not one axis", help));
+            return Err(self.error_help(
+                Code::E0202,
+                format!("`{base}` is a pack of axes"),
+                axis.span,
+                "not one axis",
+                help,
+            ));
         }
         Err(self.unknown_axis(env, &name, axis.span))
     }
@@ -117,15 +135,22 @@ impl Elaborator<'_> {
         let mut names = Vec::new();
         for item in &axes.items {
             let AxisItemKind::Axis(axis) = &item.kind else {
-                return Err(self.error(Code::E0217, format!("`{what}` takes names of axes"), item.span, "expected an axis"));
+                return Err(self.error(
+                    Code::E0217,
+                    format!("`{what}` takes names of axes"),
+                    item.span,
+                    "expected an axis",
+                ));
             };
             if axis.is_rest() {
                 let here = self.visible(tensor);
                 let rest = env.frame.rest.borrow().clone();
                 let is_open = env.frame.open.get() || env.frame.is_file;
-                names.extend(here.into_iter().map(|axis| axis.name).filter(|name| {
-                    is_open || rest.iter().any(|axis| axis.name == *name)
-                }));
+                names.extend(
+                    here.into_iter()
+                        .map(|axis| axis.name)
+                        .filter(|name| is_open || rest.iter().any(|axis| axis.name == *name)),
+                );
                 continue;
             }
             for name in self.resolve(env, axis)? {
@@ -240,7 +265,7 @@ impl Elaborator<'_> {
         given: Option<&GivenAxes>,
         what: &str,
         span: Span,
-    ) -> Eval<(Vec<Filled>, Vec<(String, Name, Span)>)> {
+    ) -> Eval<(Vec<Filled>, Signature)> {
         let mut filled = Vec::new();
         let mut n_from = 0;
         if let Some(header) = header {
@@ -268,14 +293,23 @@ impl Elaborator<'_> {
                     (Some(_), Some(entry)) => {
                         if !entry.is_pack && item.axes.len() != 1 {
                             let message = format!("`{}` of `{what}` is one axis", entry.text);
-                            return Err(self.error(Code::E0208, message, item.span, format!("{} axes", item.axes.len())));
+                            return Err(self.error(
+                                Code::E0208,
+                                message,
+                                item.span,
+                                format!("{} axes", item.axes.len()),
+                            ));
                         }
                         entry.axes = Some(item.axes.clone());
                     }
                     // `gate: 4` where no header entry is called so makes an axis by its place in a pack; a signature's
                     // axis otherwise.
                     (Some(_), None) if in_pack && is_made(item) => {
-                        if side == 0 { positional.0.push(item.clone()) } else { positional.1.push(item.clone()) }
+                        if side == 0 {
+                            positional.0.push(item.clone())
+                        } else {
+                            positional.1.push(item.clone())
+                        }
                     }
                     (Some(name), None) => match item.axes.as_slice() {
                         [(axis, _)] => signature.push((name.clone(), axis.clone(), item.span)),
@@ -284,7 +318,11 @@ impl Elaborator<'_> {
                         }
                     },
                     (None, _) => {
-                        if side == 0 { positional.0.push(item.clone()) } else { positional.1.push(item.clone()) }
+                        if side == 0 {
+                            positional.0.push(item.clone())
+                        } else {
+                            positional.1.push(item.clone())
+                        }
                     }
                 }
             }
@@ -357,7 +395,7 @@ impl Elaborator<'_> {
     }
 
     /// The declared axes of a tensor type in a frame: names, packs spread, with sizes where `name: size` says one.
-    pub(super) fn declared_axes(&mut self, env: &Env, items: &[AxisItem]) -> Eval<(Vec<(Name, Option<u64>, Span)>, bool)> {
+    pub(super) fn declared_axes(&mut self, env: &Env, items: &[AxisItem]) -> Eval<(Vec<Declared>, bool)> {
         let mut out = Vec::new();
         let mut has_rest = false;
         for item in items {
@@ -382,10 +420,11 @@ impl Elaborator<'_> {
         }
         for (i, (name, _, span)) in out.iter().enumerate() {
             if let Some((_, _, first)) = out[..i].iter().find(|(other, ..)| other == name) {
-                let diagnostic = Diagnostic::error(Code::E0212, format!("axis `{}` stands twice in a type", plain(name)))
-                    .label(*span, "again here")
-                    .label(*first, "first here")
-                    .help(format!("use its twin, `{}'`", plain(name)));
+                let diagnostic =
+                    Diagnostic::error(Code::E0212, format!("axis `{}` stands twice in a type", plain(name)))
+                        .label(*span, "again here")
+                        .label(*first, "first here")
+                        .help(format!("use its twin, `{}'`", plain(name)));
                 return Err(self.fail(diagnostic));
             }
         }

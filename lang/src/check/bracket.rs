@@ -58,16 +58,22 @@ impl Elaborator<'_> {
     /// `encoder[t: s]`, `experts[expert = choice]`
     fn bracket_layer(&mut self, env: &Env, layer: &Layer, axes: &Axes, span: Span) -> Eval<Value> {
         if let [AxisItem { kind: AxisItemKind::Index { axis, value }, .. }] = axes.items.as_slice() {
-            let copies = self.is_copies(CopiesKind::Each, layer).filter(|copies| axis.text() == copies.axis.name.as_str());
+            let copies =
+                self.is_copies(CopiesKind::Each, layer).filter(|copies| axis.text() == copies.axis.name.as_str());
             let Some(copies) = copies else {
                 let message = "only copies made by `each` are picked by an index";
                 return Err(self.error(Code::E0217, message, span, format!("no copies along `{}`", axis.text())));
             };
             let index = self.eval(env, value)?;
             let operand = self.operand(&index, value.span, "an index")?;
-            let index = self.to_tensor(&operand, value.span)?;
+            let index = self.tensor_of(&operand, value.span)?;
             if !self.dtype(&index).is_int() {
-                return Err(self.error(Code::E0207, "copies are picked by an integer tensor", value.span, "this is none"));
+                return Err(self.error(
+                    Code::E0207,
+                    "copies are picked by an integer tensor",
+                    value.span,
+                    "this is none",
+                ));
             }
             let gather = Some(Rc::new(GatherCopies { copies, index: Tensor { arrow: None, ..index } }));
             return Ok(Value::Layer(Layer { data: layer.data.clone(), outer: layer.outer.clone(), gather }));
@@ -116,7 +122,12 @@ impl Elaborator<'_> {
     fn index_value(&mut self, env: &Env, value: Value, axes: &Axes, span: Span) -> Eval<Value> {
         if let Some(from) = &axes.from {
             let place = from.first().map_or(span, |item| item.span);
-            return Err(self.error(Code::E0217, "an arrow has no meaning for a tensor", place, "in brackets after a tensor"));
+            return Err(self.error(
+                Code::E0217,
+                "an arrow has no meaning for a tensor",
+                place,
+                "in brackets after a tensor",
+            ));
         }
         let is_record = matches!(value, Value::Record(_));
         let mut value = value;
@@ -129,7 +140,12 @@ impl Elaborator<'_> {
                     let olds = self.resolve_part(env, &from.parts[0])?;
                     let news = self.new_names(env, &to.parts[0])?;
                     if olds.len() != news.len() {
-                        return Err(self.error(Code::E0212, "the two sides of `as` differ in number", item.span, "a pack for an axis"));
+                        return Err(self.error(
+                            Code::E0212,
+                            "the two sides of `as` differ in number",
+                            item.span,
+                            "a pack for an axis",
+                        ));
                     }
                     renames.extend(olds.into_iter().zip(news).map(|(old, new)| (old, new, item.span)));
                 }
@@ -138,10 +154,16 @@ impl Elaborator<'_> {
         }
         if !renames.is_empty() {
             let mut met = false;
-            value = self.each_tensor(&value, &mut |elab, tensor| elab.rename_as(env, tensor, &renames, is_record, &mut met))?;
+            value = self
+                .each_tensor(&value, &mut |elab, tensor| elab.rename_as(env, tensor, &renames, is_record, &mut met))?;
             if is_record && !met {
                 let (name, _, place) = &renames[0];
-                return Err(self.error(Code::E0203, format!("no field has the axis `{}`", plain(name)), *place, "nothing to rename"));
+                return Err(self.error(
+                    Code::E0203,
+                    format!("no field has the axis `{}`", plain(name)),
+                    *place,
+                    "nothing to rename",
+                ));
             }
         }
         for item in others {
@@ -162,7 +184,12 @@ impl Elaborator<'_> {
                 Ok(touched.unwrap_or_else(|| tensor.clone()))
             })?;
             if is_record && !met {
-                return Err(self.error(Code::E0203, "no field of the record has this axis", item.span, "nothing to do"));
+                return Err(self.error(
+                    Code::E0203,
+                    "no field of the record has this axis",
+                    item.span,
+                    "nothing to do",
+                ));
             }
         }
         Ok(value)
@@ -178,7 +205,12 @@ impl Elaborator<'_> {
 
     fn resolve_part(&mut self, env: &Env, part: &Part) -> Eval<Vec<Name>> {
         if let Some(size) = &part.size {
-            return Err(self.error(Code::E0217, "a size stands only on the right of `as`", size.span, "here it is left"));
+            return Err(self.error(
+                Code::E0217,
+                "a size stands only on the right of `as`",
+                size.span,
+                "here it is left",
+            ));
         }
         self.resolve_open(env, &part.axis)
     }
@@ -223,7 +255,8 @@ impl Elaborator<'_> {
         let known = self.local_axis_size(env, name).is_some();
         let message = format!("there is no axis `{}` in {}", plain(name), self.show_axes(&axes));
         let names: Vec<String> = axes.names().map(plain).collect();
-        let diagnostic = Diagnostic::error(Code::E0203, message).label(span, if known { "not one of its axes" } else { "not known" });
+        let diagnostic = Diagnostic::error(Code::E0203, message)
+            .label(span, if known { "not one of its axes" } else { "not known" });
         self.fail(match crate::diag::nearest(name.as_str(), names.iter().map(String::as_str)) {
             Some(near) => diagnostic.help(format!("did you mean `{near}`?")),
             None => diagnostic,
@@ -282,16 +315,30 @@ impl Elaborator<'_> {
             return self.squeeze(&cut, name, span).map(Some);
         }
         let operand = self.operand(index, expr.span, "an index")?;
-        let index = self.to_tensor(&operand, expr.span)?;
+        let index = self.tensor_of(&operand, expr.span)?;
         if !self.dtype(&index).is_int() {
             let message = format!("an index is an integer, not {}", self.dtype(&index));
             let help = "`int(x)` rounds toward zero; a mask chooses with `where`";
-            return Err(self.error_help(Code::E0207, message, expr.span, format!("this is {}", self.dtype(&index)), help));
+            return Err(self.error_help(
+                Code::E0207,
+                message,
+                expr.span,
+                format!("this is {}", self.dtype(&index)),
+                help,
+            ));
         }
         self.gather(tensor, name, &index, span).map(Some)
     }
 
-    pub(super) fn slice(&mut self, x: &Tensor, name: &Name, start: u64, len: u64, step: i64, span: Span) -> Eval<Tensor> {
+    pub(super) fn slice(
+        &mut self,
+        x: &Tensor,
+        name: &Name,
+        start: u64,
+        len: u64,
+        step: i64,
+        span: Span,
+    ) -> Eval<Tensor> {
         if step == 1 && start == 0 && self.axes(x).size(name) == Some(len) {
             return Ok(x.clone());
         }
@@ -313,7 +360,13 @@ impl Elaborator<'_> {
     fn regroup(&mut self, env: &Env, tensor: &Tensor, item: &AxisItem, is_record: bool) -> Eval<Option<Tensor>> {
         let AxisItemKind::Rename { from, to } = &item.kind else {
             let help = "an index names its axis: `x[t = 0]`";
-            return Err(self.error_help(Code::E0217, "expected `axis = index` or `axis as name`", item.span, "after a tensor", help));
+            return Err(self.error_help(
+                Code::E0217,
+                "expected `axis = index` or `axis as name`",
+                item.span,
+                "after a tensor",
+                help,
+            ));
         };
         let mut olds = Vec::new();
         for part in &from.parts {
@@ -389,14 +442,20 @@ impl Elaborator<'_> {
         let unknown: Vec<&Name> = parts.iter().filter(|(_, size)| size.is_none()).map(|(name, _)| name).collect();
         if unknown.len() > 1 {
             let message = format!("the sizes of `{}` and `{}` are not known", plain(unknown[0]), plain(unknown[1]));
-            return Err(self.error_help(Code::E0211, message, span, "at most one is left out", "give one: `(head: 6, key)`"));
+            return Err(self.error_help(
+                Code::E0211,
+                message,
+                span,
+                "at most one is left out",
+                "give one: `(head: 6, key)`",
+            ));
         }
         let known: u64 = parts.iter().filter_map(|(_, size)| *size).product();
         let mut out = Vec::with_capacity(parts.len());
         for (name, size) in &parts {
             let size = match size {
                 Some(size) => *size,
-                None if known > 0 && total % known == 0 => total / known,
+                None if known > 0 && total.is_multiple_of(known) => total / known,
                 None => {
                     let message = format!("{total} positions do not split into {known} equal parts");
                     let label = format!("`{}` would not be whole", plain(name));
@@ -465,7 +524,7 @@ impl Elaborator<'_> {
     /// An integer tensor of positions in 32 bits, which `put`, `add` and draws count in.
     pub(super) fn need_int(&mut self, value: &Value, span: Span, what: &str) -> Eval<Tensor> {
         let operand = self.operand(value, span, what)?;
-        let tensor = self.to_tensor(&operand, span)?;
+        let tensor = self.tensor_of(&operand, span)?;
         if self.dtype(&tensor).is_int() {
             return Ok(tensor);
         }
@@ -482,4 +541,3 @@ impl Elaborator<'_> {
 fn is_plain(side: &Side) -> bool {
     matches!(side.parts.as_slice(), [part] if part.size.is_none()) && !side.is_group
 }
-

@@ -10,7 +10,7 @@ use std::rc::Rc;
 use mdl_graph::{Axis, AxisSet, DType, Name};
 
 use super::Elaborator;
-use super::axes::Filled;
+use super::axes::{Filled, Signature};
 use super::scope::{plain, untwinned};
 use super::value::{Args, Env, Eval, Frame, Function, FunctionKind, Given, Layer, MakerKind, Stop, Tensor, Value, Var};
 use crate::diag::{Code, Diagnostic, nearest};
@@ -29,7 +29,7 @@ pub(super) struct Callee<'c> {
     pub(super) body: &'c Expr,
     pub(super) header: Vec<Filled>,
     /// `t: s` in brackets: axes of the signature.
-    pub(super) signature: Vec<(String, Name, Span)>,
+    pub(super) signature: Signature,
     pub(super) vars: Option<Rc<Var>>,
     /// The layer whose function it is, as the caller sees it.
     pub(super) layer: Option<Layer>,
@@ -45,7 +45,7 @@ struct Names {
     pairs: Vec<(Name, Name)>,
     /// Leftovers: outside, inside.
     rest: Vec<(Name, Name)>,
-    signature: Vec<(String, Name, Span)>,
+    signature: Signature,
     /// Sizes that arguments gave, and which.
     sizes: Vec<(Name, u64, Span)>,
     /// Header names whose size is fixed (a built layer's).
@@ -86,7 +86,12 @@ impl Elaborator<'_> {
 
     pub(super) fn call_in(&mut self, env: &Env, callee: &Value, args: Args, span: Span) -> Eval<Value> {
         if self.calls.len() >= MAX_DEPTH {
-            return Err(self.error(Code::E0214, format!("calls are nested more than {MAX_DEPTH} deep"), span, "this call"));
+            return Err(self.error(
+                Code::E0214,
+                format!("calls are nested more than {MAX_DEPTH} deep"),
+                span,
+                "this call",
+            ));
         }
         self.calls.push(span);
         let result = self.dispatch(env, callee, args, span);
@@ -114,7 +119,14 @@ impl Elaborator<'_> {
                     let result = self.call_in(env, item, args.clone(), span)?;
                     match args.positional.first_mut() {
                         Some(first) => first.0 = result,
-                        None => return Err(self.error(Code::E0208, "a list of layers takes an argument", span, "called without")),
+                        None => {
+                            return Err(self.error(
+                                Code::E0208,
+                                "a list of layers takes an argument",
+                                span,
+                                "called without",
+                            ));
+                        }
                     }
                 }
                 match args.positional.first() {
@@ -181,9 +193,10 @@ impl Elaborator<'_> {
                     return Err(self.error_help(Code::E0214, message, span, "this call leads back to it", help));
                 }
                 let file_env = self.file_env(code.file);
-                let vars = first.iter().flat_map(|vars| vars.iter()).fold(file_env, |env, (name, value)| {
-                    env.with(name.clone(), value.clone())
-                });
+                let vars = first
+                    .iter()
+                    .flat_map(|vars| vars.iter())
+                    .fold(file_env, |env, (name, value)| env.with(name.clone(), value.clone()));
                 let callee = Callee {
                     label: code.def.name.text.clone(),
                     file: code.file,
@@ -203,7 +216,9 @@ impl Elaborator<'_> {
                 self.running.pop();
                 result
             }
-            FunctionKind::Method { layer, def } => self.call_method(env, layer, def, function.given.as_ref(), args, span),
+            FunctionKind::Method { layer, def } => {
+                self.call_method(env, layer, def, function.given.as_ref(), args, span)
+            }
             FunctionKind::LayerCall(layer) => self.call_layer(env, layer, function.given.as_ref(), args, span),
             FunctionKind::Lambda { params, body, env: inner } => {
                 let bound = self.bind_lambda(inner, params, args, span)?;
@@ -215,7 +230,13 @@ impl Elaborator<'_> {
             }
             FunctionKind::Waiting { .. } => {
                 let help = "give its axes in brackets: `normal[batch, t]()`";
-                Err(self.error_help(Code::E0217, "an initializer waits for axes, not for arguments", span, "this call", help))
+                Err(self.error_help(
+                    Code::E0217,
+                    "an initializer waits for axes, not for arguments",
+                    span,
+                    "this call",
+                    help,
+                ))
             }
             FunctionKind::Constant(value) => Ok((**value).clone()),
             FunctionKind::Optimizer(code) => self.make_optimizer(code, args, span),
@@ -285,7 +306,8 @@ impl Elaborator<'_> {
             match matched.get_mut(i) {
                 Some(slot) => *slot = Some((value, place)),
                 None if i == params.len() => {
-                    let message = format!("`{what}` takes {}, and {n_given} are given", count(params.len(), "argument"));
+                    let message =
+                        format!("`{what}` takes {}, and {n_given} are given", count(params.len(), "argument"));
                     self.error(Code::E0208, message, place, "one too many");
                     bad = true;
                 }
@@ -405,9 +427,11 @@ impl Elaborator<'_> {
         }
         frame.packs.borrow_mut().extend(callee.packs.clone());
         let matched = self.match_args(callee.params, args, &callee.label, span)?;
-        let is_open = callee.params.iter().zip(&matched).any(|(param, given)| {
-            param.ty.is_none() && given.as_ref().is_some_and(|(value, _)| has_tensor(value))
-        });
+        let is_open = callee
+            .params
+            .iter()
+            .zip(&matched)
+            .any(|(param, given)| param.ty.is_none() && given.as_ref().is_some_and(|(value, _)| has_tensor(value)));
         frame.open.set(is_open);
         let frame = Rc::new(frame);
         let mut names = Names {
@@ -516,7 +540,9 @@ impl Elaborator<'_> {
                 self.bring_tensor_in(env, names, items, &tensor, span, &what)
             }
             // A record of tensors, such as gradients: each of them by itself, all axes in reach.
-            (TypeKind::Tensor { .. }, Value::Record(fields)) if fields.iter().all(|(_, field)| matches!(field, Value::Tensor(_))) => {
+            (TypeKind::Tensor { .. }, Value::Record(fields))
+                if fields.iter().all(|(_, field)| matches!(field, Value::Tensor(_))) =>
+            {
                 for entry in header.iter().filter(|entry| entry.is_pack && entry.axes.is_none()) {
                     names.frame.packs.borrow_mut().entry(entry.text.clone()).or_default();
                 }
@@ -606,7 +632,8 @@ impl Elaborator<'_> {
     }
 
     fn with_likely_rename(&self, diagnostic: Diagnostic, axes: &AxisSet, wanted: &Name) -> Diagnostic {
-        let shown: Vec<String> = axes.iter().filter(|axis| !self.is_hidden(&axis.name)).map(|axis| plain(&axis.name)).collect();
+        let shown: Vec<String> =
+            axes.iter().filter(|axis| !self.is_hidden(&axis.name)).map(|axis| plain(&axis.name)).collect();
         match nearest(wanted.as_str(), shown.iter().map(String::as_str)) {
             Some(near) => diagnostic.help(format!("did you mean `{near}`? Rename it: `[{near} as {}]`", plain(wanted))),
             None => diagnostic,
@@ -638,10 +665,13 @@ impl Elaborator<'_> {
             && *known != size
         {
             let shown = plain(&names.outer(local));
-            let diagnostic = Diagnostic::error(Code::E0204, format!("axis `{shown}` is {known} in one argument and {size} in another"))
-                .label(span, format!("`{shown}` is {size} here"))
-                .label(*first, format!("`{shown}` is {known} here"))
-                .help("cut or pad one of them, or rename it with `as` if it is another axis");
+            let diagnostic = Diagnostic::error(
+                Code::E0204,
+                format!("axis `{shown}` is {known} in one argument and {size} in another"),
+            )
+            .label(span, format!("`{shown}` is {size} here"))
+            .label(*first, format!("`{shown}` is {known} here"))
+            .help("cut or pad one of them, or rename it with `as` if it is another axis");
             return Err(self.fail(diagnostic));
         }
         let declared = names.frame.axes.borrow().get(local).copied();
@@ -690,7 +720,9 @@ impl Elaborator<'_> {
                 let mut out = Vec::with_capacity(fields.len());
                 for (name, field) in fields.iter() {
                     let ty = match ty.map(|ty| &ty.kind) {
-                        Some(TypeKind::Record(types)) => types.iter().find(|(known, _)| known.text == **name).map(|(_, ty)| ty),
+                        Some(TypeKind::Record(types)) => {
+                            types.iter().find(|(known, _)| known.text == **name).map(|(_, ty)| ty)
+                        }
                         _ => None,
                     };
                     out.push((name.clone(), self.rename_out(env, names, ty, field, span)?));
@@ -726,14 +758,21 @@ impl Elaborator<'_> {
                 || said.contains(local);
             if !is_known && items.is_some() {
                 let shown = plain(local);
-                let message = format!("the result of `{}` has the axis `{shown}`, which its type does not name", names.label);
+                let message =
+                    format!("the result of `{}` has the axis `{shown}`, which its type does not name", names.label);
                 let help = format!("name it in the result type, or sum it away: `sum[{shown}](…)`");
                 return Err(self.error_help(Code::E0206, message, span, "made inside", help));
             }
             if let Some((first, _)) = renames.iter().find(|(_, known)| *known == outer) {
                 let message = format!("the result of `{}` would have the axis `{}` twice", names.label, plain(&outer));
                 let label = format!("`{}` and `{}` are the same axis of the caller", plain(first), plain(local));
-                return Err(self.error_help(Code::E0212, message, span, label, "give one of them a twin, `t'`, at the call"));
+                return Err(self.error_help(
+                    Code::E0212,
+                    message,
+                    span,
+                    label,
+                    "give one of them a twin, `t'`, at the call",
+                ));
             }
             renames.push((local.clone(), outer));
         }
@@ -796,7 +835,14 @@ impl Elaborator<'_> {
     }
 
     /// The tensor that an initializer gives for axes: a number, a maker that waits for axes, or a tensor itself.
-    pub(super) fn fill_maker(&mut self, value: &Value, from: &[Axis], to: &[Axis], dtype: DType, span: Span) -> Eval<Tensor> {
+    pub(super) fn fill_maker(
+        &mut self,
+        value: &Value,
+        from: &[Axis],
+        to: &[Axis],
+        dtype: DType,
+        span: Span,
+    ) -> Eval<Tensor> {
         let all: Vec<Axis> = from.iter().chain(to).cloned().collect();
         let Some(set) = AxisSet::of(all.iter().cloned()) else {
             return Err(self.error(Code::E0212, "an axis stands twice", span, "here"));
@@ -814,9 +860,14 @@ impl Elaborator<'_> {
                     return Err(self.error_help(Code::E0209, message, span, "this is another function", help));
                 }
             },
-            Value::Stored(_) | Value::Tensor(_) | Value::Int(_) | Value::Float(_) | Value::Bool(_) | Value::Quantity { .. } => {
+            Value::Stored(_)
+            | Value::Tensor(_)
+            | Value::Int(_)
+            | Value::Float(_)
+            | Value::Bool(_)
+            | Value::Quantity { .. } => {
                 let operand = self.operand(value, span, "an initial value")?;
-                self.to_tensor(&operand, span)?
+                self.tensor_of(&operand, span)?
             }
             Value::Error => return Err(Stop),
             other => {
@@ -827,17 +878,19 @@ impl Elaborator<'_> {
         };
         let tensor = self.cast(&tensor, dtype, span)?;
         for axis in self.axes(&tensor).clone().iter() {
-            let wanted = set.size(&axis.name).or_else(|| {
-                self.hidden.iter().find(|hidden| hidden.name == axis.name).map(|hidden| hidden.size)
-            });
+            let wanted = set
+                .size(&axis.name)
+                .or_else(|| self.hidden.iter().find(|hidden| hidden.name == axis.name).map(|hidden| hidden.size));
             match wanted {
                 Some(size) if size == axis.size => {}
                 Some(size) => {
-                    let message = format!("the initial value has `{}` = {}, the weight has {size}", plain(&axis.name), axis.size);
+                    let message =
+                        format!("the initial value has `{}` = {}, the weight has {size}", plain(&axis.name), axis.size);
                     return Err(self.error(Code::E0204, message, span, "this value"));
                 }
                 None => {
-                    let message = format!("the initial value has the axis `{}`, which the weight lacks", plain(&axis.name));
+                    let message =
+                        format!("the initial value has the axis `{}`, which the weight lacks", plain(&axis.name));
                     return Err(self.error(Code::E0206, message, span, "this value"));
                 }
             }
@@ -862,7 +915,8 @@ impl Elaborator<'_> {
             }
             FunctionKind::Def { code, first } => {
                 let (mut header, _) = self.fill_header(code.def.header.as_ref(), None, &code.def.name.text, span)?;
-                let sized = |axes: &[Axis]| Some(axes.iter().map(|axis| (axis.name.clone(), Some(axis.size))).collect());
+                let sized =
+                    |axes: &[Axis]| Some(axes.iter().map(|axis| (axis.name.clone(), Some(axis.size))).collect());
                 let n_from = code.def.header.as_ref().and_then(|header| header.from.as_ref()).map(Vec::len);
                 match (header.as_mut_slice(), n_from) {
                     ([one], None) if one.is_pack => one.axes = sized(all),
@@ -882,9 +936,10 @@ impl Elaborator<'_> {
                     }
                 }
                 let file_env = self.file_env(code.file);
-                let vars = first.iter().flat_map(|vars| vars.iter()).fold(file_env, |env, (name, value)| {
-                    env.with(name.clone(), value.clone())
-                });
+                let vars = first
+                    .iter()
+                    .flat_map(|vars| vars.iter())
+                    .fold(file_env, |env, (name, value)| env.with(name.clone(), value.clone()));
                 let callee = Callee {
                     label: code.def.name.text.clone(),
                     file: code.file,
@@ -904,23 +959,31 @@ impl Elaborator<'_> {
                 self.calls.pop();
                 value?
             }
-            _ => return Err(self.error(Code::E0209, "this function does not wait for axes", span, "an initializer is expected")),
+            _ => {
+                return Err(self.error(
+                    Code::E0209,
+                    "this function does not wait for axes",
+                    span,
+                    "an initializer is expected",
+                ));
+            }
         };
         let operand = self.operand(&value, span, "an initializer")?;
-        self.to_tensor(&operand, span)
+        self.tensor_of(&operand, span)
     }
 
     /// `w(x)`: the contraction over the axes that the weight takes.
     fn apply_weight(&mut self, weight: &Tensor, args: &Args, span: Span) -> Eval<Value> {
         let Some(arrow) = weight.arrow.clone() else {
-            let help = "only a weight with an arrow, `[..from -> ..to]`, is applied like a function; else write `dot[…]`";
+            let help =
+                "only a weight with an arrow, `[..from -> ..to]`, is applied like a function; else write `dot[…]`";
             return Err(self.error_help(Code::E0217, "a tensor cannot be called", span, "this call", help));
         };
         let ([(value, place)], []) = (args.positional.as_slice(), args.named.as_slice()) else {
             return Err(self.error(Code::E0208, "a weight is applied to one tensor", span, "this call"));
         };
         let operand = self.operand(value, *place, "a weight")?;
-        let x = self.to_tensor(&operand, *place)?;
+        let x = self.tensor_of(&operand, *place)?;
         for (said, own) in &arrow.from {
             let (x_size, w_size) = (self.axes(&x).size(said), self.axes(weight).size(own));
             match (x_size, w_size) {
@@ -947,7 +1010,9 @@ impl Elaborator<'_> {
 fn waits(header: &[Filled], params: &[Param]) -> bool {
     !header.is_empty()
         && header.iter().all(|entry| entry.axes.is_none() && entry.is_pack)
-        && !params.iter().any(|param| matches!(&param.ty, Some(Type { kind: TypeKind::Tensor { axes: Some(_), .. }, .. })))
+        && !params
+            .iter()
+            .any(|param| matches!(&param.ty, Some(Type { kind: TypeKind::Tensor { axes: Some(_), .. }, .. })))
 }
 
 /// True for a number that a tensor type spreads over its axes: it waits until the sizes are known.

@@ -10,8 +10,12 @@ use super::scope::with_given;
 use super::value::{Args, Env, Eval, FunctionKind, LayerMaker, MakerKind, Stop, Value};
 use crate::diag::{Code, Diagnostic};
 use crate::syntax::ast::{
-    ArgKind, BinaryOp, Block, Expr, ExprKind, Pattern, PatternKind, RecordPart, Span, StatementKind, Type, TypeKind, Unit,
+    ArgKind, BinaryOp, Block, Expr, ExprKind, Pattern, PatternKind, RecordPart, Span, StatementKind, Type, TypeKind,
+    Unit,
 };
+
+/// Evaluation uses this much of the stack at most: half of the smallest stack that a thread of Rust's has by default.
+const MAX_STACK: usize = 1024 * 1024;
 
 /// Compile-time lists are unrolled, so they are bounded.
 const MAX_LIST: i64 = 100_000;
@@ -20,6 +24,13 @@ impl Elaborator<'_> {
     /// The value of an expression. `Err(Stop)`: a diagnostic was pushed.
     pub fn eval(&mut self, env: &Env, expr: &Expr) -> Eval<Value> {
         let span = expr.span;
+        let here = std::ptr::from_ref(&span).addr();
+        if self.calls.is_empty() && self.evaluating.is_empty() && self.building.is_empty() {
+            self.stack_base = self.stack_base.max(here);
+        }
+        if self.stack_base.saturating_sub(here) > MAX_STACK {
+            return Err(self.error(Code::E0214, "the recipe is nested too deeply to be evaluated", span, "this deep"));
+        }
         match &expr.kind {
             ExprKind::Int(value) => Ok(Value::Int(*value)),
             ExprKind::Float(value) => Ok(Value::Float(*value)),
@@ -207,7 +218,12 @@ impl Elaborator<'_> {
             None if matches!(value, Value::Error) => Err(Stop),
             None => {
                 let shown = super::types::show(&value);
-                Err(self.error(Code::E0209, format!("{what} is an Int, not {shown}"), expr.span, format!("this is {shown}")))
+                Err(self.error(
+                    Code::E0209,
+                    format!("{what} is an Int, not {shown}"),
+                    expr.span,
+                    format!("this is {shown}"),
+                ))
             }
         }
     }
@@ -234,7 +250,9 @@ impl Elaborator<'_> {
         // A layer built as an argument of another lives under the parameter's name.
         let params = match callee {
             Value::Maker(maker) => match &maker.what {
-                MakerKind::Code(code) | MakerKind::Partial(code, _) => code.ast.params.iter().map(|param| pattern_name(&param.pattern)).collect(),
+                MakerKind::Code(code) | MakerKind::Partial(code, _) => {
+                    code.ast.params.iter().map(|param| pattern_name(&param.pattern)).collect()
+                }
             },
             _ => Vec::new(),
         };
@@ -364,7 +382,13 @@ impl Elaborator<'_> {
     }
 
     /// Axes in brackets after a value that is called or built: kept until then.
-    pub(super) fn give_axes(&mut self, env: &Env, value: &Value, axes: &crate::syntax::ast::Axes, span: Span) -> Eval<Option<Value>> {
+    pub(super) fn give_axes(
+        &mut self,
+        env: &Env,
+        value: &Value,
+        axes: &crate::syntax::ast::Axes,
+        span: Span,
+    ) -> Eval<Option<Value>> {
         Ok(Some(match value {
             Value::Function(function) if function.given.is_none() => with_given(function, given_of(axes, env)),
             Value::Maker(maker) if maker.given.is_none() => {
@@ -375,7 +399,12 @@ impl Elaborator<'_> {
                 Value::Maker(Rc::new(LayerMaker { what, given: Some(given_of(axes, env)) }))
             }
             Value::Function(_) | Value::Maker(_) => {
-                return Err(self.error(Code::E0217, "its axes are given already", span, "brackets for the second time"));
+                return Err(self.error(
+                    Code::E0217,
+                    "its axes are given already",
+                    span,
+                    "brackets for the second time",
+                ));
             }
             _ => return Ok(None),
         }))

@@ -210,7 +210,8 @@ impl Elaborator<'_> {
                 }
             }
             MemberKind::Weight(decls) | MemberKind::State(decls) => {
-                let kind = if matches!(member.kind, MemberKind::Weight(_)) { StoredKind::Weight } else { StoredKind::State };
+                let kind =
+                    if matches!(member.kind, MemberKind::Weight(_)) { StoredKind::Weight } else { StoredKind::State };
                 for decl in decls {
                     let value = match self.declare_stored(&env, kind, decl) {
                         Ok(Some(id)) => Value::Stored(id),
@@ -234,7 +235,13 @@ impl Elaborator<'_> {
                 let value = match value {
                     Value::Tensor(_) => {
                         let help = "give it a name in the function that uses it, with `let`, or make it a `state`";
-                        self.error_help(Code::E0209, "a member of a layer is a tensor", name.span, "computed here", help);
+                        self.error_help(
+                            Code::E0209,
+                            "a member of a layer is a tensor",
+                            name.span,
+                            "computed here",
+                            help,
+                        );
                         Value::Error
                     }
                     value => value,
@@ -302,7 +309,8 @@ impl Elaborator<'_> {
             .unwrap_or_default()
             .into_iter()
             .map(|axis| {
-                let own = if to.iter().any(|other| other.name == axis.name) { axis.name.twin() } else { axis.name.clone() };
+                let own =
+                    if to.iter().any(|other| other.name == axis.name) { axis.name.twin() } else { axis.name.clone() };
                 (axis.name, Axis::new(own, axis.size))
             })
             .collect();
@@ -326,7 +334,8 @@ impl Elaborator<'_> {
             axes.push(Axis::new(name, axis.size));
         }
         let names: Vec<Name> = axes.iter().map(|axis| axis.name.clone()).collect();
-        let (from, to) = if has_arrow { (names[..n_from].to_vec(), names[n_from..].to_vec()) } else { Default::default() };
+        let (from, to) =
+            if has_arrow { (names[..n_from].to_vec(), names[n_from..].to_vec()) } else { Default::default() };
         let path = self.free_path(&decl.name.text);
         self.stored.push(Stored {
             kind,
@@ -366,7 +375,12 @@ impl Elaborator<'_> {
         for item in items {
             match &item.kind {
                 ast::AxisItemKind::Axis(axis) if axis.is_rest() => {
-                    return Err(self.error(Code::E0206, "a weight has no `..`", item.span, "what it would be is not known here"));
+                    return Err(self.error(
+                        Code::E0206,
+                        "a weight has no `..`",
+                        item.span,
+                        "what it would be is not known here",
+                    ));
                 }
                 ast::AxisItemKind::Axis(axis) => {
                     for name in self.resolve(env, axis)? {
@@ -399,7 +413,13 @@ impl Elaborator<'_> {
         };
         let Some(axis) = axis else {
             let help = format!("name the axis of the copies: `{word}[layer] …`");
-            return Err(self.error_help(Code::E0217, format!("`{word}` takes one axis"), axes.span, "these brackets", help));
+            return Err(self.error_help(
+                Code::E0217,
+                format!("`{word}` takes one axis"),
+                axes.span,
+                "these brackets",
+                help,
+            ));
         };
         let is_taken = self.stack.iter().any(|outer| outer.graph.name == axis.name);
         let graph = if is_taken { Axis::new(self.fresh(axis.name.as_str()), axis.size) } else { axis.clone() };
@@ -416,7 +436,13 @@ impl Elaborator<'_> {
                     Value::Maker(_) => "build it: add the parentheses with its arguments",
                     _ => "write `repeat[layer] Block[width](…)`",
                 };
-                return Err(self.error_help(Code::E0209, message, body.span, format!("this is {}", other.kind()), help));
+                return Err(self.error_help(
+                    Code::E0209,
+                    message,
+                    body.span,
+                    format!("this is {}", other.kind()),
+                    help,
+                ));
             }
         };
         self.n_layers += 1;
@@ -437,13 +463,25 @@ impl Elaborator<'_> {
     // ---- use ----
 
     /// `layer(args)`
-    pub(super) fn call_layer(&mut self, env: &Env, layer: &Layer, given: Option<&Given>, args: Args, span: Span) -> Eval<Value> {
+    pub(super) fn call_layer(
+        &mut self,
+        env: &Env,
+        layer: &Layer,
+        given: Option<&Given>,
+        args: Args,
+        span: Span,
+    ) -> Eval<Value> {
         match &layer.data.kind {
             LayerKind::Plain => {
                 let Some(def) = method_of(layer, "call") else {
                     let name = code_name(layer);
-                    let names: Vec<String> =
-                        layer.data.code.iter().flat_map(|code| &code.methods).map(|def| def.name.text.clone()).collect();
+                    let names: Vec<String> = layer
+                        .data
+                        .code
+                        .iter()
+                        .flat_map(|code| &code.methods)
+                        .map(|def| def.name.text.clone())
+                        .collect();
                     let message = format!("the layer `{name}` has no function `call`");
                     let help = format!("it has {}", names.join(", "));
                     return Err(self.error_help(Code::E0217, message, span, "called like a function", help));
@@ -490,10 +528,18 @@ impl Elaborator<'_> {
         let params = match def.params.as_slice() {
             [one] => one.as_slice(),
             [] => &[],
-            _ => return Err(self.error(Code::E0704, "two lists of a layer's function are not in this version", span, "this call")),
+            _ => {
+                return Err(self.error(
+                    Code::E0704,
+                    "two lists of a layer's function are not in this version",
+                    span,
+                    "this call",
+                ));
+            }
         };
         // What is built inside of a layer trains as it does; what is only a helper follows who calls it.
-        let training = if layer.data.root.is_empty() { env.frame.training } else { self.trained.contains(&layer.data.root) };
+        let training =
+            if layer.data.root.is_empty() { env.frame.training } else { self.trained.contains(&layer.data.root) };
         let callee = Callee {
             label,
             file: code.file,

@@ -103,7 +103,8 @@ impl Elaborator<'_> {
                 }
                 ItemKind::Names(_) => {
                     self.push(
-                        Diagnostic::error(Code::E0704, "`names` is not in this version").label(item.span, "not understood yet"),
+                        Diagnostic::error(Code::E0704, "`names` is not in this version")
+                            .label(item.span, "not understood yet"),
                     );
                     Global::Broken
                 }
@@ -138,8 +139,13 @@ impl Elaborator<'_> {
                 }
             }
         }
+        let n_before = self.n_errors();
         for (used, span) in uses {
             self.resolve_use(at, &used, span);
+        }
+        // What an import lacks would be reported again wherever it is said.
+        if !is_library && self.n_errors() == n_before {
+            self.check_names(at);
         }
         at
     }
@@ -247,7 +253,8 @@ impl Elaborator<'_> {
             names.extend(self.files[file].items.keys().cloned());
         }
         let said = steps.iter().map(|step| step.text.as_str()).collect::<Vec<_>>().join(".");
-        let diagnostic = Diagnostic::error(Code::E0401, format!("the library has no `{said}`")).label(span, "imported here");
+        let diagnostic =
+            Diagnostic::error(Code::E0401, format!("the library has no `{said}`")).label(span, "imported here");
         let near = nearest(item, names.iter().map(String::as_str));
         self.push(match near {
             Some(near) => diagnostic.help(format!("did you mean `{near}`?")),
@@ -281,9 +288,10 @@ impl Elaborator<'_> {
                 self.files[at].imports.insert(name.text.clone(), (file, name.text.clone()));
                 continue;
             }
-            let diagnostic = Diagnostic::error(Code::E0401, format!("`{}` defines no `{}`", self.files[file].path, name.text))
-                .label(name.span, "not there")
-                .label(span, "imported here");
+            let diagnostic =
+                Diagnostic::error(Code::E0401, format!("`{}` defines no `{}`", self.files[file].path, name.text))
+                    .label(name.span, "not there")
+                    .label(span, "imported here");
             self.push(match nearest(&name.text, all.iter().map(String::as_str)) {
                 Some(near) => diagnostic.help(format!("did you mean `{near}`?")),
                 None => diagnostic,
@@ -311,7 +319,8 @@ impl Elaborator<'_> {
 
     /// Every name of items that a file sees.
     pub(super) fn item_names(&self, file: usize) -> Vec<String> {
-        let mut names: Vec<String> = self.files[file].items.keys().chain(self.files[file].imports.keys()).cloned().collect();
+        let mut names: Vec<String> =
+            self.files[file].items.keys().chain(self.files[file].imports.keys()).cloned().collect();
         if let Some(prelude) = self.prelude {
             names.extend(self.files[prelude].imports.keys().cloned());
         }

@@ -224,7 +224,11 @@ impl Elaborator<'_> {
         let args = self.rename_args(&args, &inward, span)?;
         let n_hidden = self.hidden.len();
         self.hidden.extend(axes.iter().zip(&inward).map(|(axis, (_, hidden))| Axis::new(hidden.clone(), axis.size)));
-        self.scopes.push(CopiesScope { id: gather.copies.id, kind: ScopeKind::Picked { index }, next: BTreeMap::new() });
+        self.scopes.push(CopiesScope {
+            id: gather.copies.id,
+            kind: ScopeKind::Picked { index },
+            next: BTreeMap::new(),
+        });
         let n_losses = self.losses.len();
         let result = self.call_layer(env, inner, given, args, span);
         let scope = self.scopes.pop();
@@ -250,13 +254,18 @@ impl Elaborator<'_> {
             let (ty, old) = (slot.2.clone(), slot.1.clone());
             let tensor = self.as_stored(&value, &ty, span, &name.text)?;
             let _ = old;
-            if let Some(slot) = self.optimizer_next.last_mut().and_then(|states| states.iter_mut().find(|slot| slot.0 == name.text)) {
+            if let Some(slot) =
+                self.optimizer_next.last_mut().and_then(|states| states.iter_mut().find(|slot| slot.0 == name.text))
+            {
                 slot.1 = tensor.clone();
             }
             return Ok(Value::Tensor(tensor));
         }
         let this = env.frame.this.borrow().clone();
-        let member = this.as_ref().and_then(|this| this.data.members.iter().find(|(known, _)| **known == *name.text)).map(|(_, value)| value.clone());
+        let member = this
+            .as_ref()
+            .and_then(|this| this.data.members.iter().find(|(known, _)| **known == *name.text))
+            .map(|(_, value)| value.clone());
         let id = match member {
             Some(Value::Stored(id)) if self.stored[id.0 as usize].kind == StoredKind::State => id,
             Some(Value::None) => return Ok(value),
@@ -267,12 +276,23 @@ impl Elaborator<'_> {
             }
         };
         if self.n_mapped > 0 {
-            return Err(self.error(Code::E0220, "a state cannot change inside of `map`", name.span, "each position would have its own"));
+            return Err(self.error(
+                Code::E0220,
+                "a state cannot change inside of `map`",
+                name.span,
+                "each position would have its own",
+            ));
         }
         let stored = &self.stored[id.0 as usize];
-        let ty = Type::new(stored.dtype, AxisSet::of(stored.axes.iter().zip(&stored.local).map(|(axis, local)| Axis::new(local.clone(), axis.size))).unwrap_or_default());
-        let back: Vec<(Name, Name)> = stored.local.iter().cloned().zip(stored.axes.iter().map(|axis| axis.name.clone())).collect();
-        let scope = stored.copies.iter().rev().find_map(|copy| self.scopes.iter().rposition(|scope| scope.id == copy.id));
+        let ty = Type::new(
+            stored.dtype,
+            AxisSet::of(stored.axes.iter().zip(&stored.local).map(|(axis, local)| Axis::new(local.clone(), axis.size)))
+                .unwrap_or_default(),
+        );
+        let back: Vec<(Name, Name)> =
+            stored.local.iter().cloned().zip(stored.axes.iter().map(|axis| axis.name.clone())).collect();
+        let scope =
+            stored.copies.iter().rev().find_map(|copy| self.scopes.iter().rposition(|scope| scope.id == copy.id));
         let inside = match scope.map(|at| &self.scopes[at].kind) {
             Some(ScopeKind::Loop { level, .. }) => *level,
             // Through `each`, the loop outside of it counts.
@@ -301,12 +321,19 @@ impl Elaborator<'_> {
             match ty.axes.size(&axis.name) {
                 Some(size) if size == axis.size => {}
                 Some(size) => {
-                    let message = format!("the state `{name}` has `{}` = {size}, its next value {}", plain(&axis.name), axis.size);
+                    let message = format!(
+                        "the state `{name}` has `{}` = {size}, its next value {}",
+                        plain(&axis.name),
+                        axis.size
+                    );
                     return Err(self.error(Code::E0204, message, span, "this value"));
                 }
                 None => {
                     let has = self.show_axes(&self.axes(&tensor).clone());
-                    let message = format!("the next value of `{name}` has the axis `{}`, which the state lacks", plain(&axis.name));
+                    let message = format!(
+                        "the next value of `{name}` has the axis `{}`, which the state lacks",
+                        plain(&axis.name)
+                    );
                     return Err(self.error(Code::E0206, message, span, format!("this has {has}")));
                 }
             }
@@ -331,7 +358,13 @@ impl Elaborator<'_> {
         if let Some(axis) = self.visible(&tensor).first() {
             let shown = plain(&axis.name);
             let message = format!("the loss `{}` has the axis `{shown}`", name.text);
-            return Err(self.error_help(Code::E0206, message, span, "a loss is one number", "take its mean: `mean(…)`"));
+            return Err(self.error_help(
+                Code::E0206,
+                message,
+                span,
+                "a loss is one number",
+                "take its mean: `mean(…)`",
+            ));
         }
         if env.frame.training {
             self.losses.push(Loss { name: name.text.clone(), tensor: tensor.clone(), span });
@@ -394,7 +427,8 @@ impl Elaborator<'_> {
                     Ok(axes) => *ty = Type::new(meet(ty.dtype, next.dtype), axes),
                     Err(name) => {
                         let (a, b) = (ty.axes.size(&name).unwrap_or(0), next.axes.size(&name).unwrap_or(0));
-                        let message = format!("a carried value comes with `{}` = {a} and leaves with {b}", plain(&name));
+                        let message =
+                            format!("a carried value comes with `{}` = {a} and leaves with {b}", plain(&name));
                         let diagnostic = Diagnostic::error(Code::E0218, message)
                             .label(span, "this loop")
                             .label(start_span, format!("begins with {a}"))
@@ -412,7 +446,12 @@ impl Elaborator<'_> {
             self.levels.pop();
             self.restore(snapshot);
         }
-        Err(self.error(Code::E0218, "a carried value grows with every step", span, "its axes or its dtype never settle"))
+        Err(self.error(
+            Code::E0218,
+            "a carried value grows with every step",
+            span,
+            "its axes or its dtype never settle",
+        ))
     }
 
     fn close_loop(
@@ -445,7 +484,12 @@ impl Elaborator<'_> {
             if !inner_losses.is_empty() {
                 let message = "a layer called in a loop with `until` declares a loss";
                 self.levels.pop();
-                return Err(self.error(Code::E0220, message, span, "the loop may end early, so that the loss has no fixed sum"));
+                return Err(self.error(
+                    Code::E0220,
+                    message,
+                    span,
+                    "the loop may end early, so that the loss has no fixed sum",
+                ));
             }
             outputs.push(self.node(until));
         }
@@ -615,12 +659,12 @@ impl Elaborator<'_> {
             }
             Value::Bool(_) | Value::Tensor(_) | Value::Stored(_) => {
                 let operand = self.operand(value, span, "a loop")?;
-                out.push(self.to_tensor(&operand, span)?);
+                out.push(self.tensor_of(&operand, span)?);
                 Tree::Leaf
             }
             other if other.as_float().is_some() => {
                 let operand = self.operand(value, span, "a loop")?;
-                out.push(self.to_tensor(&operand, span)?);
+                out.push(self.tensor_of(&operand, span)?);
                 Tree::Leaf
             }
             other => Tree::Whole(other.clone()),
@@ -640,10 +684,22 @@ impl Elaborator<'_> {
     // ---- scan, fold, map ----
 
     /// The axis of `scan[t]`, `fold[step: 8]`, `map[row]`.
-    pub(super) fn loop_axis(&mut self, given: Option<&Given>, what: &str, args: &Args, span: Span) -> Eval<(Axis, Env)> {
+    pub(super) fn loop_axis(
+        &mut self,
+        given: Option<&Given>,
+        what: &str,
+        args: &Args,
+        span: Span,
+    ) -> Eval<(Axis, Env)> {
         let help = format!("name the axis in brackets: `{what}[t](…)`");
         let Some(given) = given else {
-            return Err(self.error_help(Code::E0208, format!("`{what}` is not given its axis"), span, "this call", help));
+            return Err(self.error_help(
+                Code::E0208,
+                format!("`{what}` is not given its axis"),
+                span,
+                "this call",
+                help,
+            ));
         };
         let resolved = self.resolve_given(given)?;
         let [item] = resolved.items.as_slice() else {
@@ -681,7 +737,12 @@ impl Elaborator<'_> {
         let reverse = match self.take_named(&mut args, "reverse") {
             Some((Value::Bool(value), _)) => value,
             Some((other, place)) => {
-                return Err(self.error(Code::E0209, format!("`reverse` is a Bool, not {}", other.kind()), place, "this"));
+                return Err(self.error(
+                    Code::E0209,
+                    format!("`reverse` is a Bool, not {}", other.kind()),
+                    place,
+                    "this",
+                ));
             }
             None => false,
         };
@@ -693,7 +754,13 @@ impl Elaborator<'_> {
         self.no_more_named(&args, what)?;
         let (Some((function, function_span)), true) = (args.positional.pop(), !args.positional.is_empty()) else {
             let help = format!("`{what}[t](start, inputs…) fn(carry, x…) = next`");
-            return Err(self.error_help(Code::E0208, format!("`{what}` takes a start and a function"), span, "this call", help));
+            return Err(self.error_help(
+                Code::E0208,
+                format!("`{what}` takes a start and a function"),
+                span,
+                "this call",
+                help,
+            ));
         };
         let (start, start_span) = args.positional.remove(0);
         let (tree, start) = self.flatten(&start, start_span)?;
@@ -702,14 +769,19 @@ impl Elaborator<'_> {
                 && let Some(size) = self.axes(tensor).size(&axis.name)
                 && size != axis.size
             {
-                let message = format!("axis `{}` is {} in one input of `{what}` and {size} in another", plain(&axis.name), axis.size);
+                let message = format!(
+                    "axis `{}` is {} in one input of `{what}` and {size} in another",
+                    plain(&axis.name),
+                    axis.size
+                );
                 return Err(self.error(Code::E0204, message, *place, format!("{size} here")));
             }
         }
         let results = self.run_loop(&axis, reverse, start, span, start_span, |elab, carries| {
             let level = elab.level_id();
             env.frame.dead.borrow_mut().push((axis.name.clone(), level));
-            let result = elab.loop_body(&env, &axis, &tree, carries, &args, (&function, function_span), until.as_ref(), span);
+            let result =
+                elab.loop_body(&env, &axis, &tree, carries, &args, (&function, function_span), until.as_ref(), span);
             env.frame.dead.borrow_mut().pop();
             let (next, until) = result?;
             let stacked = if is_scan { next.clone() } else { Vec::new() };
@@ -740,7 +812,7 @@ impl Elaborator<'_> {
         let Some((until, place)) = until else { return Ok((next, None)) };
         let done = self.call_in(env, until, Args::of([(result, span)]), *place)?;
         let operand = self.operand(&done, *place, "`until`")?;
-        let done = self.to_tensor(&operand, *place)?;
+        let done = self.tensor_of(&operand, *place)?;
         if self.dtype(&done) != mdl_graph::DType::Bool {
             return Err(self.error(Code::E0207, "`until` gives a boolean", *place, "this gives numbers"));
         }
@@ -812,9 +884,9 @@ pub(super) fn unflatten(tree: &Tree, tensors: &mut dyn Iterator<Item = Tensor>) 
         Tree::Whole(value) => value.clone(),
         Tree::Tuple(parts) => Value::tuple(parts.iter().map(|part| unflatten(part, tensors)).collect()),
         Tree::List(parts) => Value::list(parts.iter().map(|part| unflatten(part, tensors)).collect()),
-        Tree::Record(fields) => Value::Record(Rc::new(
-            fields.iter().map(|(name, part)| (name.clone(), unflatten(part, tensors))).collect(),
-        )),
+        Tree::Record(fields) => {
+            Value::Record(Rc::new(fields.iter().map(|(name, part)| (name.clone(), unflatten(part, tensors))).collect()))
+        }
     }
 }
 

@@ -62,6 +62,7 @@ mod graphs;
 mod layer;
 mod load;
 mod loops;
+mod names;
 mod scope;
 mod train;
 mod types;
@@ -76,7 +77,8 @@ use mdl_graph::{Axis, Name, Phase, Type};
 pub use builtins::{BUILTINS, Builtin};
 pub use train::OptimizerState;
 pub use value::{
-    Args, Env, Eval, FunctionKind, Layer, Made, Optimizer, OptimizerCode, Stop, Stored, StoredId, StoredKind, Tensor, Value,
+    Args, Env, Eval, FunctionKind, Layer, Made, Optimizer, OptimizerCode, Stop, Stored, StoredId, StoredKind, Tensor,
+    Value,
 };
 pub use world::{Imported, NoWorld, Problem, World};
 
@@ -130,6 +132,9 @@ pub struct Elaborator<'w> {
     places: HashMap<String, u32>,
     place_of: String,
 
+    /// Where the stack was when this began: evaluation stops before it ends.
+    stack_base: usize,
+
     n_fresh: u32,
     n_levels: u32,
     n_copies: u32,
@@ -172,6 +177,7 @@ impl<'w> Elaborator<'w> {
             optimizer_next: Vec::new(),
             places: HashMap::new(),
             place_of: String::new(),
+            stack_base: 0,
             n_fresh: 0,
             n_levels: 0,
             n_copies: 0,

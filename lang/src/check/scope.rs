@@ -24,15 +24,19 @@ pub(super) fn untwinned(name: &Name) -> Name {
 impl Elaborator<'_> {
     /// Pushes a diagnostic, unless the very same is there. One inside the library also points at the recipe.
     pub(super) fn push(&mut self, mut diagnostic: Diagnostic) {
-        let in_library = |elab: &Self, span: Span| elab.files.iter().any(|file| file.is_library && file.id == span.file);
+        let in_library =
+            |elab: &Self, span: Span| elab.files.iter().any(|file| file.is_library && file.id == span.file);
         if diagnostic.labels.first().is_some_and(|label| in_library(self, label.span)) {
             let from = self.calls.iter().rev().find(|span| !in_library(self, **span)).copied();
             if let Some(from) = from {
                 diagnostic = diagnostic.label(from, "called from here");
             }
         }
-        let known = |known: &Diagnostic| known.code == diagnostic.code && known.message == diagnostic.message
-            && known.labels.first() == diagnostic.labels.first();
+        let known = |known: &Diagnostic| {
+            known.code == diagnostic.code
+                && known.message == diagnostic.message
+                && known.labels.first() == diagnostic.labels.first()
+        };
         if !self.diagnostics.iter().any(known) {
             self.diagnostics.push(diagnostic);
         }
@@ -43,7 +47,13 @@ impl Elaborator<'_> {
         Stop
     }
 
-    pub(super) fn error(&mut self, code: Code, message: impl Into<String>, span: Span, label: impl Into<String>) -> Stop {
+    pub(super) fn error(
+        &mut self,
+        code: Code,
+        message: impl Into<String>,
+        span: Span,
+        label: impl Into<String>,
+    ) -> Stop {
         self.fail(Diagnostic::error(code, message).label(span, label))
     }
 
@@ -80,9 +90,7 @@ impl Elaborator<'_> {
             return self.use_variable(env, value, name, span);
         }
         let axis = Name::from(name);
-        if !callee
-            && let Some(size) = self.local_axis_size(env, &axis)
-        {
+        if !callee && let Some(size) = self.local_axis_size(env, &axis) {
             return Ok(Value::Axis(Axis { name: axis, size }));
         }
         if let Some(found) = self.find_item(env.frame.file, name) {
@@ -94,9 +102,7 @@ impl Elaborator<'_> {
                 None => Ok(Value::function(FunctionKind::Builtin(builtin))),
             };
         }
-        if !callee
-            && let Some(size) = self.axis_size(env, &axis, span)?
-        {
+        if !callee && let Some(size) = self.axis_size(env, &axis, span)? {
             return Ok(Value::Axis(Axis { name: axis, size }));
         }
         Err(self.unknown_name(env, name, span))
@@ -127,11 +133,21 @@ impl Elaborator<'_> {
             Value::Error => Err(Stop),
             Value::Stored(id) => Ok(Value::Tensor(self.fetch(id)?)),
             Value::Tensor(tensor) => {
+                if !self.levels.iter().any(|level| level.id == tensor.level) {
+                    let message = format!("`{name}` is used outside of where it was computed");
+                    return Err(self.error(
+                        Code::E0213,
+                        message,
+                        span,
+                        "a tensor of a loop or a graph that is finished",
+                    ));
+                }
                 let dead = env.frame.dead.borrow().clone();
                 for (axis, level) in dead {
                     if tensor.level < level && self.axes(&tensor).contains(&axis) {
                         let message = format!("`{name}` has the axis `{axis}`, along which this loop runs");
-                        let help = format!("pass `{name}` to the loop: its function gets one position of it as a parameter");
+                        let help =
+                            format!("pass `{name}` to the loop: its function gets one position of it as a parameter");
                         return Err(self.error_help(Code::E0219, message, span, "used whole inside of the loop", help));
                     }
                 }
@@ -170,13 +186,22 @@ impl Elaborator<'_> {
                 let given = self.arg_values.get(&(file, name.clone())).cloned();
                 let default = given.or_else(|| arg.default.clone().map(Rc::new));
                 let Some(expr) = default else {
-                    let optional = arg.ty.as_ref().is_some_and(|ty| matches!(ty.kind, crate::syntax::ast::TypeKind::Optional(_)));
+                    let optional =
+                        arg.ty.as_ref().is_some_and(|ty| matches!(ty.kind, crate::syntax::ast::TypeKind::Optional(_)));
                     return if optional { Ok(Value::None) } else { Err(self.missing_arg(&name, span)) };
                 };
                 let ty = arg.ty.clone();
                 self.once((file, name), span, |elab| {
                     let env = elab.file_env(file);
                     let value = elab.eval(&env, &expr)?;
+                    if matches!(value, Value::Tensor(_)) {
+                        return Err(elab.error(
+                            Code::E0213,
+                            "an `arg` is known at compile time, not a tensor",
+                            expr.span,
+                            "a tensor",
+                        ));
+                    }
                     match &ty {
                         Some(ty) => elab.check_scalar_type(&env, ty, value, expr.span, "the argument"),
                         None => Ok(value),
@@ -194,7 +219,8 @@ impl Elaborator<'_> {
     }
 
     fn missing_arg(&mut self, name: &str, span: Span) -> Stop {
-        let known = self.diagnostics.iter().any(|known| known.is_error() && known.message.contains(&format!("`{name}`")));
+        let known =
+            self.diagnostics.iter().any(|known| known.is_error() && known.message.contains(&format!("`{name}`")));
         if known {
             return Stop;
         }
@@ -253,9 +279,11 @@ impl Elaborator<'_> {
     }
 
     pub(super) fn unknown_axis(&mut self, env: &Env, name: &Name, span: Span) -> Stop {
-        let mut names: Vec<String> = env.frame.axes.borrow().keys().filter(|known| !known.as_str().contains('~')).map(plain).collect();
+        let mut names: Vec<String> =
+            env.frame.axes.borrow().keys().filter(|known| !known.as_str().contains('~')).map(plain).collect();
         names.extend(self.files[env.frame.file].axes.keys().cloned());
-        let diagnostic = Diagnostic::error(Code::E0202, format!("no axis `{}` is in scope here", plain(name))).label(span, "not known");
+        let diagnostic = Diagnostic::error(Code::E0202, format!("no axis `{}` is in scope here", plain(name)))
+            .label(span, "not known");
         self.fail(match nearest(name.as_str(), names.iter().map(String::as_str)) {
             Some(near) => diagnostic.help(format!("did you mean `{near}`?")),
             None if names.is_empty() => diagnostic,
@@ -273,12 +301,21 @@ impl Elaborator<'_> {
         match (value, value.as_int(), value.as_float()) {
             (Value::Error, ..) => Err(Stop),
             (_, Some(size), _) if size > 0 => Ok(size as u64),
-            (_, Some(size), _) => {
-                Err(self.error(Code::E0211, format!("axis `{axis}` would have the size {size}"), span, "a size is at least 1"))
-            }
+            (_, Some(size), _) => Err(self.error(
+                Code::E0211,
+                format!("axis `{axis}` would have the size {size}"),
+                span,
+                "a size is at least 1",
+            )),
             (.., Some(size)) => {
                 let message = format!("axis `{axis}` would have the size {size}, which is not whole");
-                Err(self.error_help(Code::E0211, message, span, "the division leaves a rest", "`div(a, b)` rounds down"))
+                Err(self.error_help(
+                    Code::E0211,
+                    message,
+                    span,
+                    "the division leaves a rest",
+                    "`div(a, b)` rounds down",
+                ))
             }
             _ => {
                 let message = format!("the size of axis `{axis}` is {}, not an Int", value.kind());

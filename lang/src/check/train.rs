@@ -70,7 +70,7 @@ impl Elaborator<'_> {
     /// The node of a tensor or a number in the graph, for whoever goes on with it.
     pub fn node_of(&mut self, value: &Value, span: Span) -> Eval<NodeId> {
         let operand = self.operand(value, span, "a result")?;
-        let tensor = self.to_tensor(&operand, span)?;
+        let tensor = self.tensor_of(&operand, span)?;
         Ok(self.node(&tensor))
     }
 
@@ -170,7 +170,13 @@ impl Elaborator<'_> {
                 ArgKind::Named { name, value } if name.text == "of" => of = Some(value),
                 _ => {
                     let help = "`grad(y, of: x)`: of one number, with respect to a tensor or a model";
-                    return Err(self.error_help(Code::E0208, "`grad` takes `y` and `of:`", arg.span, "not one of them", help));
+                    return Err(self.error_help(
+                        Code::E0208,
+                        "`grad` takes `y` and `of:`",
+                        arg.span,
+                        "not one of them",
+                        help,
+                    ));
                 }
             }
         }
@@ -199,9 +205,12 @@ impl Elaborator<'_> {
                 self.overrides = before;
                 let y = self.loss_of(&value?, y.span)?;
                 let grads = self.gradient(&y, &weights, span)?;
-                Ok(Value::record(ids.iter().zip(grads).map(|(id, grad)| {
-                    (self.stored[id.0 as usize].path.clone(), Value::Tensor(grad))
-                }).collect::<Vec<_>>()))
+                Ok(Value::record(
+                    ids.iter()
+                        .zip(grads)
+                        .map(|(id, grad)| (self.stored[id.0 as usize].path.clone(), Value::Tensor(grad)))
+                        .collect::<Vec<_>>(),
+                ))
             }
             Value::Tensor(x) => {
                 let value = self.eval(env, y)?;
@@ -224,12 +233,18 @@ impl Elaborator<'_> {
     fn loss_of(&mut self, value: &Value, span: Span) -> Eval<Tensor> {
         let value = value.field("loss").unwrap_or(value).clone();
         let operand = self.operand(&value, span, "`grad`")?;
-        let y = self.to_tensor(&operand, span)?;
+        let y = self.tensor_of(&operand, span)?;
         if !self.dtype(&y).is_float() {
-            return Err(self.error(Code::E0207, format!("`grad` of {}", self.dtype(&y)), span, "only floats have gradients"));
+            return Err(self.error(
+                Code::E0207,
+                format!("`grad` of {}", self.dtype(&y)),
+                span,
+                "only floats have gradients",
+            ));
         }
         if let Some(axis) = self.visible(&y).first() {
-            let message = format!("`grad` is of one number, and this has the axis `{}`", super::scope::plain(&axis.name));
+            let message =
+                format!("`grad` is of one number, and this has the axis `{}`", super::scope::plain(&axis.name));
             return Err(self.error_help(Code::E0206, message, span, "not a number", "take its sum or mean first"));
         }
         Ok(y)
@@ -303,10 +318,17 @@ impl Elaborator<'_> {
     }
 
     /// `inner.step(w, g, n)` inside of another optimizer: its states are not kept apart yet.
-    pub(super) fn call_optimizer(&mut self, optimizer: &Rc<Optimizer>, def: &Rc<FnDef>, args: Args, span: Span) -> Eval<Value> {
+    pub(super) fn call_optimizer(
+        &mut self,
+        optimizer: &Rc<Optimizer>,
+        def: &Rc<FnDef>,
+        args: Args,
+        span: Span,
+    ) -> Eval<Value> {
         let has_state = optimizer.code.ast.members.iter().any(|member| matches!(member.kind, MemberKind::State(_)));
         if has_state {
-            let message = format!("`{}` has states, and is used inside of another optimizer", optimizer.code.ast.name.text);
+            let message =
+                format!("`{}` has states, and is used inside of another optimizer", optimizer.code.ast.name.text);
             return Err(self.error(Code::E0704, message, span, "not in this version"));
         }
         let callee = self.optimizer_callee(optimizer, def, optimizer.env.clone());
@@ -393,7 +415,8 @@ impl Elaborator<'_> {
     /// The scope of an optimizer for one weight: its sides as packs, its axes by name.
     fn weight_env(&mut self, optimizer: &Optimizer, weight: StoredId) -> Env {
         let stored = &self.stored[weight.0 as usize];
-        let frame = Frame::new(optimizer.code.file, optimizer.code.ast.name.text.clone(), optimizer.code.mentions.clone());
+        let frame =
+            Frame::new(optimizer.code.file, optimizer.code.ast.name.text.clone(), optimizer.code.mentions.clone());
         for axis in &stored.axes {
             frame.set_axis(&axis.name, axis.size);
         }
@@ -424,7 +447,13 @@ impl Elaborator<'_> {
     }
 
     /// The first values of what an optimizer keeps for a weight, given the weight's first value.
-    pub fn init_optimizer_states(&mut self, optimizer: &Optimizer, weight: StoredId, w: &Value, span: Span) -> Eval<Vec<Value>> {
+    pub fn init_optimizer_states(
+        &mut self,
+        optimizer: &Optimizer,
+        weight: StoredId,
+        w: &Value,
+        span: Span,
+    ) -> Eval<Vec<Value>> {
         let states = self.optimizer_states(optimizer, weight)?;
         let env = self.weight_env(optimizer, weight).with("w", w.clone());
         let stack = self.stored[weight.0 as usize].stack.clone();
@@ -434,7 +463,8 @@ impl Elaborator<'_> {
         let mut out = Vec::new();
         let mut failed = false;
         for state in &states {
-            let Some(decl) = state_decls(&optimizer.code.ast).into_iter().find(|decl| decl.name.text == state.name) else {
+            let Some(decl) = state_decls(&optimizer.code.ast).into_iter().find(|decl| decl.name.text == state.name)
+            else {
                 continue;
             };
             let own = &state.axes[state.n_stack..];
@@ -499,7 +529,10 @@ impl Elaborator<'_> {
             let tensor = self.as_tensor(&operand, weight_type.dtype, def.body.span)?;
             for axis in self.visible(&tensor) {
                 if weight_type.axes.size(&axis.name) != Some(axis.size) {
-                    let message = format!("the new weight has the axis `{}`, which the weight lacks", super::scope::plain(&axis.name));
+                    let message = format!(
+                        "the new weight has the axis `{}`, which the weight lacks",
+                        super::scope::plain(&axis.name)
+                    );
                     let label = format!("`{}` gives this", optimizer.code.ast.name.text);
                     return Err(self.error(Code::E0206, message, def.body.span, label));
                 }
@@ -520,7 +553,13 @@ impl Elaborator<'_> {
     }
 
     /// `average = ema(0.999)`: `fn(average, w, n)` for one weight, the axes of copies hidden.
-    pub fn average_step(&mut self, function: &Value, weight: StoredId, [mean, w, n]: [&Value; 3], span: Span) -> Eval<Value> {
+    pub fn average_step(
+        &mut self,
+        function: &Value,
+        weight: StoredId,
+        [mean, w, n]: [&Value; 3],
+        span: Span,
+    ) -> Eval<Value> {
         let stack = self.stored[weight.0 as usize].stack.clone();
         let ty = self.stored_type(weight);
         let n_hidden = self.hidden.len();

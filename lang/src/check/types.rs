@@ -64,10 +64,21 @@ impl Elaborator<'_> {
     }
 
     /// Types of compile-time values.
-    pub(super) fn check_scalar_type(&mut self, env: &Env, ty: &Type, value: Value, span: Span, what: &str) -> Eval<Value> {
+    pub(super) fn check_scalar_type(
+        &mut self,
+        env: &Env,
+        ty: &Type,
+        value: Value,
+        span: Span,
+        what: &str,
+    ) -> Eval<Value> {
         let name = match &ty.kind {
             TypeKind::Optional(inner) => {
-                return if matches!(value, Value::None) { Ok(value) } else { self.conform(env, inner, value, span, what) };
+                return if matches!(value, Value::None) {
+                    Ok(value)
+                } else {
+                    self.conform(env, inner, value, span, what)
+                };
             }
             TypeKind::List(inner) => {
                 return match &value {
@@ -104,12 +115,18 @@ impl Elaborator<'_> {
                 self.check_layer_type(name, layer, span)?;
                 Some(value.clone())
             }
-            (known, _) if !SCALARS.contains(&known) && scalar_dtype(known).is_none() && self.find_layer(env, known).is_none() => {
-                let diagnostic = Diagnostic::error(Code::E0201, format!("there is no type `{known}`")).label(name.span, "not known");
+            (known, _)
+                if !SCALARS.contains(&known)
+                    && scalar_dtype(known).is_none()
+                    && self.find_layer(env, known).is_none() =>
+            {
+                let diagnostic =
+                    Diagnostic::error(Code::E0201, format!("there is no type `{known}`")).label(name.span, "not known");
                 let near = nearest(known, SCALARS.iter().copied());
                 return Err(self.fail(match near {
                     Some(near) => diagnostic.help(format!("did you mean `{near}`?")),
-                    None => diagnostic.help(format!("types are {}, layers, and tensors such as `f32[batch, t]`", SCALARS.join(", "))),
+                    None => diagnostic
+                        .help(format!("types are {}, layers, and tensors such as `f32[batch, t]`", SCALARS.join(", "))),
                 }));
             }
             _ => None,
@@ -123,10 +140,14 @@ impl Elaborator<'_> {
             None => {
                 let shown = show(&value);
                 let message = format!("{what} is {}, not {shown}", article(&name.text));
-                let diagnostic = Diagnostic::error(Code::E0209, message).label(span, format!("this is {shown}")).label(ty.span, "declared here");
+                let diagnostic = Diagnostic::error(Code::E0209, message)
+                    .label(span, format!("this is {shown}"))
+                    .label(ty.span, "declared here");
                 Err(self.fail(match (&value, name.text.as_str()) {
                     (Value::Float(_), "Int") => diagnostic.help("`div(a, b)` rounds down"),
-                    (Value::Tensor(_), _) => diagnostic.help("it is known at compile time; a tensor has a type such as `[..]`"),
+                    (Value::Tensor(_), _) => {
+                        diagnostic.help("it is known at compile time; a tensor has a type such as `[..]`")
+                    }
                     _ => diagnostic,
                 }))
             }
@@ -159,14 +180,22 @@ impl Elaborator<'_> {
         what: &str,
     ) -> Eval<Value> {
         let (declared, has_rest) = self.declared_axes(env, items)?;
-        if matches!(value, Value::Tuple(_) | Value::Record(_) | Value::List(_) | Value::Function(_) | Value::Layer(_) | Value::Str(_) | Value::None)
-        {
+        if matches!(
+            value,
+            Value::Tuple(_)
+                | Value::Record(_)
+                | Value::List(_)
+                | Value::Function(_)
+                | Value::Layer(_)
+                | Value::Str(_)
+                | Value::None
+        ) {
             let message = format!("{what} is a tensor, not {}", value.kind());
             return Err(self.error(Code::E0209, message, span, format!("this is {}", value.kind())));
         }
         let operand = self.operand(&value, span, what)?;
         let is_number = !matches!(operand, super::arith::Operand::Tensor(_));
-        let tensor = self.to_tensor(&operand, span)?;
+        let tensor = self.tensor_of(&operand, span)?;
         let tensor = self.check_dtype(&tensor, dtype, span, what, is_number)?;
         let mut wanted = AxisSet::new();
         for (name, size, item_span) in &declared {
@@ -200,7 +229,8 @@ impl Elaborator<'_> {
             }
         }
         if !has_rest {
-            let extra = self.visible(&tensor).into_iter().find(|axis| !declared.iter().any(|(name, ..)| *name == axis.name));
+            let extra =
+                self.visible(&tensor).into_iter().find(|axis| !declared.iter().any(|(name, ..)| *name == axis.name));
             if let Some(axis) = extra {
                 let shown = plain(&axis.name);
                 let message = format!("{what} has the axis `{shown}`, which its type does not name");
@@ -213,7 +243,14 @@ impl Elaborator<'_> {
     }
 
     /// A tensor under the dtype of a type. Without one it is a float; `int` is any integer. Integers become floats.
-    pub(super) fn check_dtype(&mut self, tensor: &Tensor, dtype: Option<&Dtype>, span: Span, what: &str, casts: bool) -> Eval<Tensor> {
+    pub(super) fn check_dtype(
+        &mut self,
+        tensor: &Tensor,
+        dtype: Option<&Dtype>,
+        span: Span,
+        what: &str,
+        casts: bool,
+    ) -> Eval<Tensor> {
         let has = self.dtype(tensor);
         let Some(dtype) = dtype else {
             // A `let` or a result may leave out the dtype of a mask; a parameter is a float.
@@ -233,7 +270,9 @@ impl Elaborator<'_> {
         };
         let fits = match wanted {
             None => kind_of(has) == Kind::Int,
-            Some(wanted) => kind_of(has) == kind_of(wanted) || kind_of(wanted) == Kind::Float && kind_of(has) == Kind::Int,
+            Some(wanted) => {
+                kind_of(has) == kind_of(wanted) || kind_of(wanted) == Kind::Float && kind_of(has) == Kind::Int
+            }
         };
         if fits {
             return match wanted {
@@ -273,7 +312,9 @@ pub(super) fn show(value: &Value) -> String {
         Value::Bool(value) => format!("{value}"),
         Value::Str(text) => format!("the Str {text:?}"),
         Value::Maker(maker) => match &maker.what {
-            MakerKind::Code(code) | MakerKind::Partial(code, _) => format!("`{}`, a layer that is not built yet", code.ast.name.text),
+            MakerKind::Code(code) | MakerKind::Partial(code, _) => {
+                format!("`{}`, a layer that is not built yet", code.ast.name.text)
+            }
         },
         other => other.kind().to_string(),
     }

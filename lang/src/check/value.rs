@@ -25,11 +25,17 @@ pub enum Value {
     Float(f64),
     Str(Rc<str>),
     /// `16GiB`, `250ms`, `4M tokens`; percentages too, which are used as fractions wherever a number is wanted.
-    Quantity { value: f64, unit: Unit },
+    Quantity {
+        value: f64,
+        unit: Unit,
+    },
     /// An axis named in an expression: its size wherever a number is wanted.
     Axis(Axis),
     /// `0..4`, `..128`
-    Range { start: Option<i64>, end: Option<i64> },
+    Range {
+        start: Option<i64>,
+        end: Option<i64>,
+    },
     List(Rc<Vec<Value>>),
     Tuple(Rc<Vec<Value>>),
     Record(Rc<Vec<(Rc<str>, Value)>>),
@@ -44,7 +50,10 @@ pub enum Value {
     /// `adamw(lr: 1e-3)`
     Optimizer(Rc<Optimizer>),
     /// `value at "pattern"`
-    At { value: Rc<Value>, pattern: Rc<str> },
+    At {
+        value: Rc<Value>,
+        pattern: Rc<str>,
+    },
     /// A word that only stages understand (`text`, `chars`, `every`), and what calling it gives.
     Host(Rc<str>),
     Made(Rc<Made>),
@@ -182,6 +191,9 @@ pub struct Given {
     pub(super) env: Env,
 }
 
+/// Names with their values.
+pub type Vars = Vec<(Rc<str>, Value)>;
+
 pub struct Function {
     pub(super) kind: FunctionKind,
     pub(super) given: Option<Given>,
@@ -190,17 +202,33 @@ pub struct Function {
 #[derive(Clone)]
 pub enum FunctionKind {
     /// `fn` of a file. With `first`, its first list of two has been given.
-    Def { code: Rc<FnCode>, first: Option<Rc<Vec<(Rc<str>, Value)>>> },
+    Def {
+        code: Rc<FnCode>,
+        first: Option<Rc<Vars>>,
+    },
     /// A function of a layer.
-    Method { layer: Layer, def: Rc<ast::FnDef> },
+    Method {
+        layer: Layer,
+        def: Rc<ast::FnDef>,
+    },
     /// Copies of a layer, with axes given for the call.
     LayerCall(Layer),
-    Lambda { params: Rc<Vec<ast::Param>>, body: Rc<ast::Expr>, env: Env },
+    Lambda {
+        params: Rc<Vec<ast::Param>>,
+        body: Rc<ast::Expr>,
+        env: Env,
+    },
     Builtin(&'static Builtin),
     /// `f(_, 2)`
-    Partial { callee: Rc<Value>, args: Args },
+    Partial {
+        callee: Rc<Value>,
+        args: Args,
+    },
     /// A function with a header, called without its axes: waits for them.
-    Waiting { callee: Rc<Value>, args: Args },
+    Waiting {
+        callee: Rc<Value>,
+        args: Args,
+    },
     /// A number where a function is expected: a constant schedule.
     Constant(Rc<Value>),
     /// `adamw`, before it has its parameters.
@@ -359,7 +387,9 @@ impl Value {
         match self {
             Value::Int(value) => Some(*value),
             Value::Axis(axis) => i64::try_from(axis.size).ok(),
-            Value::Quantity { value, unit: Unit::Count(_) | Unit::Bytes } if value.fract() == 0.0 => Some(*value as i64),
+            Value::Quantity { value, unit: Unit::Count(_) | Unit::Bytes } if value.fract() == 0.0 => {
+                Some(*value as i64)
+            }
             _ => None,
         }
     }

@@ -68,7 +68,14 @@ pub(super) fn uniform(elab: &mut Elaborator<'_>, call: &mut Call<'_>) -> Eval<Va
     make(elab, call)
 }
 
-fn fill_number(elab: &mut Elaborator<'_>, number: f64, axes: &[Axis], args: &Args, span: Span, what: &str) -> Eval<Tensor> {
+fn fill_number(
+    elab: &mut Elaborator<'_>,
+    number: f64,
+    axes: &[Axis],
+    args: &Args,
+    span: Span,
+    what: &str,
+) -> Eval<Tensor> {
     if let Some((_, place)) = args.positional.first() {
         let help = format!("its axes stand in brackets: `{what}[batch, t]()`");
         return Err(elab.error_help(Code::E0208, format!("`{what}` takes no arguments"), *place, "one too many", help));
@@ -168,12 +175,19 @@ pub(super) fn json(elab: &mut Elaborator<'_>, call: &mut Call<'_>) -> Eval<Value
     let [path] = elab.take_args(call, ["path"], 1)?;
     let Some((path, span)) = path else { return Err(Stop) };
     let Some(path) = path.as_str() else {
-        return Err(elab.error(Code::E0209, format!("`json` takes a Str, not {}", path.kind()), span, "expected a path"));
+        return Err(elab.error(
+            Code::E0209,
+            format!("`json` takes a Str, not {}", path.kind()),
+            span,
+            "expected a path",
+        ));
     };
     let from = elab.files.first().map_or(String::new(), |file| file.path.clone());
     let text = match elab.world.import(&from, path) {
         Ok(imported) => imported.text,
-        Err(problem) => return Err(elab.error(Code::E0403, format!("cannot read `{path}`: {problem}"), span, "read here")),
+        Err(problem) => {
+            return Err(elab.error(Code::E0403, format!("cannot read `{path}`: {problem}"), span, "read here"));
+        }
     };
     match serde_json::from_str::<serde_json::Value>(&text) {
         Ok(value) => Ok(from_json(&value)),

@@ -138,7 +138,11 @@ pub(super) fn div(elab: &mut Elaborator<'_>, call: &mut Call<'_>) -> Eval<Value>
                 return Ok(Value::Float((x / y).floor()));
             }
             let quotient = elab.meet_op_in(Op::Div, &x, &y, dtype, (a_span, b_span), call.span)?;
-            if dtype.is_float() { Ok(Value::Tensor(elab.emit(Op::Floor, &[&quotient], call.span)?)) } else { Ok(Value::Tensor(quotient)) }
+            if dtype.is_float() {
+                Ok(Value::Tensor(elab.emit(Op::Floor, &[&quotient], call.span)?))
+            } else {
+                Ok(Value::Tensor(quotient))
+            }
         }
     }
 }
@@ -199,7 +203,11 @@ pub(super) fn detach(elab: &mut Elaborator<'_>, call: &mut Call<'_>) -> Eval<Val
     let span = call.span;
     elab.each_tensor(&value, &mut |elab, tensor| {
         // Only floats have gradients to stop.
-        if kind_of(elab.dtype(tensor)) == Kind::Float { elab.emit(Op::Detach, &[tensor], span) } else { Ok(tensor.clone()) }
+        if kind_of(elab.dtype(tensor)) == Kind::Float {
+            elab.emit(Op::Detach, &[tensor], span)
+        } else {
+            Ok(tensor.clone())
+        }
     })
 }
 
@@ -220,7 +228,13 @@ pub(super) fn len(elab: &mut Elaborator<'_>, call: &mut Call<'_>) -> Eval<Value>
         Some((Value::List(items) | Value::Tuple(items), _)) => Ok(Value::Int(items.len() as i64)),
         Some((other, span)) => {
             let message = format!("`len` takes a list, not {}", other.kind());
-            Err(elab.error_help(Code::E0209, message, span, format!("this is {}", other.kind()), "the size of an axis is `size[t]`"))
+            Err(elab.error_help(
+                Code::E0209,
+                message,
+                span,
+                format!("this is {}", other.kind()),
+                "the size of an axis is `size[t]`",
+            ))
         }
         None => Err(Stop),
     }

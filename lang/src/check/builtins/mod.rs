@@ -110,8 +110,22 @@ builtins! {
 }
 
 static CONSTANTS: &[Builtin] = &[
-    Builtin { name: "pi", doc: "3.14159…", run: make::only_bracket, bracket: None, fill: None, value: Some(std::f64::consts::PI) },
-    Builtin { name: "inf", doc: "infinity", run: make::only_bracket, bracket: None, fill: None, value: Some(f64::INFINITY) },
+    Builtin {
+        name: "pi",
+        doc: "3.14159…",
+        run: make::only_bracket,
+        bracket: None,
+        fill: None,
+        value: Some(std::f64::consts::PI),
+    },
+    Builtin {
+        name: "inf",
+        doc: "infinity",
+        run: make::only_bracket,
+        bracket: None,
+        fill: None,
+        value: Some(f64::INFINITY),
+    },
 ];
 
 /// What is of the language, but comes later.
@@ -144,7 +158,11 @@ impl Elaborator<'_> {
             match out.get_mut(i) {
                 Some(slot) => *slot = Some((value, span)),
                 None => {
-                    let message = format!("`{}` takes at most {}, and {n_given} are given", call.name, super::call::count(N, "argument"));
+                    let message = format!(
+                        "`{}` takes at most {}, and {n_given} are given",
+                        call.name,
+                        super::call::count(N, "argument")
+                    );
                     return Err(self.error(Code::E0208, message, span, "one too many"));
                 }
             }
@@ -154,8 +172,9 @@ impl Elaborator<'_> {
                 Some(at) if out[at].is_none() => out[at] = Some((value, span)),
                 Some(_) => return Err(self.error(Code::E0208, format!("`{name}` is given twice"), span, "again here")),
                 None => {
-                    let diagnostic = Diagnostic::error(Code::E0208, format!("`{}` has no parameter `{name}`", call.name))
-                        .label(span, "not known");
+                    let diagnostic =
+                        Diagnostic::error(Code::E0208, format!("`{}` has no parameter `{name}`", call.name))
+                            .label(span, "not known");
                     return Err(self.fail(match nearest(&name, names) {
                         Some(near) => diagnostic.help(format!("did you mean `{near}`?")),
                         None => diagnostic.help(format!("it takes {}", names.join(", "))),
@@ -186,7 +205,7 @@ impl Elaborator<'_> {
     pub(super) fn tensor_arg(&mut self, arg: &Option<(Value, Span)>, call: &Call<'_>) -> Eval<Tensor> {
         let Some((value, span)) = arg else { return Err(super::value::Stop) };
         let operand = self.operand(value, *span, &format!("`{}`", call.name))?;
-        let tensor = self.to_tensor(&operand, *span)?;
+        let tensor = self.tensor_of(&operand, *span)?;
         Ok(Tensor { arrow: None, ..tensor })
     }
 
@@ -194,7 +213,13 @@ impl Elaborator<'_> {
     pub(super) fn one_axis(&mut self, call: &Call<'_>, tensor: &Tensor) -> Eval<Axis> {
         let Some(given) = &call.given else {
             let doc = find(call.name).map_or("", |builtin| builtin.doc);
-            return Err(self.error_help(Code::E0208, format!("`{}` is not given its axis", call.name), call.span, "this call", doc));
+            return Err(self.error_help(
+                Code::E0208,
+                format!("`{}` is not given its axis", call.name),
+                call.span,
+                "this call",
+                doc,
+            ));
         };
         let given = given.clone();
         let names = self.reduced(&given.env, &given.axes, tensor, call.name)?;
@@ -203,7 +228,12 @@ impl Elaborator<'_> {
                 Some(axis) => Ok(axis),
                 None => Err(super::value::Stop),
             },
-            _ => Err(self.error(Code::E0208, format!("`{}` takes one axis", call.name), given.axes.span, format!("{} axes", names.len()))),
+            _ => Err(self.error(
+                Code::E0208,
+                format!("`{}` takes one axis", call.name),
+                given.axes.span,
+                format!("{} axes", names.len()),
+            )),
         }
     }
 

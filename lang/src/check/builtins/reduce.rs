@@ -74,9 +74,14 @@ fn sum_record(
 }
 
 /// `x` where the mask holds and 0 elsewhere, along the axes of both; and the mask.
-fn masked(elab: &mut Elaborator<'_>, x: &Tensor, (mask, span): &(Value, Span), call: &Call<'_>) -> Eval<(Tensor, Tensor)> {
+fn masked(
+    elab: &mut Elaborator<'_>,
+    x: &Tensor,
+    (mask, span): &(Value, Span),
+    call: &Call<'_>,
+) -> Eval<(Tensor, Tensor)> {
     let operand = elab.operand(mask, *span, "`where:`")?;
-    let mask = elab.to_tensor(&operand, *span)?;
+    let mask = elab.tensor_of(&operand, *span)?;
     if elab.dtype(&mask) != DType::Bool {
         let message = format!("`where:` takes a bool tensor, not {}", elab.dtype(&mask));
         return Err(elab.error(Code::E0207, message, *span, "compare it with something, as in `x > 0`"));
@@ -118,7 +123,11 @@ pub(super) fn mean(elab: &mut Elaborator<'_>, call: &mut Call<'_>) -> Eval<Value
     let counts = elab.cast(&mask, dtype, span)?;
     let counted = elab.sum_over(&counts, &names, span)?;
     // What the mask lacks counts as often as there are positions.
-    let missing: u64 = names.iter().filter(|name| !elab.axes(&mask).contains(name)).filter_map(|name| elab.axes(&chosen).size(name)).product();
+    let missing: u64 = names
+        .iter()
+        .filter(|name| !elab.axes(&mask).contains(name))
+        .filter_map(|name| elab.axes(&chosen).size(name))
+        .product();
     let counted = if missing > 1 {
         let times = elab.number(missing as f64, dtype, span)?;
         elab.emit(Op::Mul, &[&counted, &times], span)?
@@ -224,13 +233,15 @@ pub(super) fn dot(elab: &mut Elaborator<'_>, call: &mut Call<'_>) -> Eval<Value>
         let (x, y) = (elab.axes(&left).clone(), elab.axes(&right).clone());
         let shown = crate::check::scope::plain(name);
         let spans = (a.map_or(call.span, |(_, span)| span), b.map_or(call.span, |(_, span)| span));
-        let diagnostic = crate::diag::Diagnostic::error(Code::E0203, format!("`dot` over `{shown}`, which the right side lacks"))
-            .label(spans.1, format!("has {}", elab.show_axes(&y)))
-            .label(spans.0, format!("has {}", elab.show_axes(&x)));
+        let diagnostic =
+            crate::diag::Diagnostic::error(Code::E0203, format!("`dot` over `{shown}`, which the right side lacks"))
+                .label(spans.1, format!("has {}", elab.show_axes(&y)))
+                .label(spans.0, format!("has {}", elab.show_axes(&x)));
         let size = x.size(name);
         let same: Vec<&Axis> = y.iter().filter(|axis| Some(axis.size) == size && !x.contains(&axis.name)).collect();
         return Err(elab.fail(match same.as_slice() {
-            [one] => diagnostic.help(format!("rename it if it is the same: `[{} as {shown}]`", crate::check::scope::plain(&one.name))),
+            [one] => diagnostic
+                .help(format!("rename it if it is the same: `[{} as {shown}]`", crate::check::scope::plain(&one.name))),
             _ => diagnostic,
         }));
     }
@@ -250,7 +261,9 @@ pub(super) fn flag(elab: &mut Elaborator<'_>, arg: Option<(Value, Span)>, name: 
     match arg {
         None => Ok(false),
         Some((Value::Bool(value), _)) => Ok(value),
-        Some((other, span)) => Err(elab.error(Code::E0209, format!("`{name}` is a Bool, not {}", other.kind()), span, "this")),
+        Some((other, span)) => {
+            Err(elab.error(Code::E0209, format!("`{name}` is a Bool, not {}", other.kind()), span, "this"))
+        }
     }
 }
 
@@ -264,7 +277,13 @@ pub(super) fn top(elab: &mut Elaborator<'_>, call: &mut Call<'_>) -> Eval<Value>
         return Err(elab.error_help(Code::E0208, "`top` is not given its axes", call.span, "this call", help));
     };
     let [AxisItem { kind: AxisItemKind::Rename { from, to }, span }] = given.axes.items.as_slice() else {
-        return Err(elab.error_help(Code::E0217, "`top` takes one axis and its new name", given.axes.span, "these brackets", help));
+        return Err(elab.error_help(
+            Code::E0217,
+            "`top` takes one axis and its new name",
+            given.axes.span,
+            "these brackets",
+            help,
+        ));
     };
     let ([old], [new]) = (from.parts.as_slice(), to.parts.as_slice()) else {
         return Err(elab.error_help(Code::E0217, "`top` takes one axis and its new name", *span, "here", help));

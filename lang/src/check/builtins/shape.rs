@@ -33,7 +33,14 @@ pub(super) fn reverse(elab: &mut Elaborator<'_>, call: &mut Call<'_>) -> Eval<Va
     Ok(Value::Tensor(elab.slice(&x, &axis.name, axis.size - 1, axis.size, -1, call.span)?))
 }
 
-fn pad(elab: &mut Elaborator<'_>, x: &Tensor, axis: &Name, (before, after): (u64, u64), fill: Scalar, span: Span) -> Eval<Tensor> {
+fn pad(
+    elab: &mut Elaborator<'_>,
+    x: &Tensor,
+    axis: &Name,
+    (before, after): (u64, u64),
+    fill: Scalar,
+    span: Span,
+) -> Eval<Tensor> {
     if before == 0 && after == 0 {
         return Ok(x.clone());
     }
@@ -49,7 +56,12 @@ fn fill_of(elab: &mut Elaborator<'_>, arg: Option<(Value, Span)>, what: &str) ->
         Some((value, span)) => match (value.as_int(), value.as_float()) {
             (Some(value), _) => Ok(Scalar::Int(value)),
             (_, Some(value)) => Ok(Scalar::Float(value)),
-            _ => Err(elab.error(Code::E0213, format!("`fill` of `{what}` is a number known at compile time"), span, "this is none")),
+            _ => Err(elab.error(
+                Code::E0213,
+                format!("`fill` of `{what}` is a number known at compile time"),
+                span,
+                "this is none",
+            )),
         },
     }
 }
@@ -75,7 +87,9 @@ pub(super) fn shift(elab: &mut Elaborator<'_>, call: &mut Call<'_>) -> Eval<Valu
         None => 1,
         Some((value, place)) => match value.as_int() {
             Some(by) => by,
-            None => return Err(elab.error(Code::E0209, format!("`by` is an Int, not {}", value.kind()), place, "this")),
+            None => {
+                return Err(elab.error(Code::E0209, format!("`by` is an Int, not {}", value.kind()), place, "this"));
+            }
         },
     };
     // A fill that is a tensor: shifted, and chosen where nothing came.
@@ -147,7 +161,8 @@ fn alike(elab: &mut Elaborator<'_>, call: &mut Call<'_>, axis: Option<&Name>) ->
             Ok(axes) => axes,
             Err(name) => {
                 let (a, b) = (axes.size(&name).unwrap_or(0), own.size(&name).unwrap_or(0));
-                let message = format!("axis `{}` is {a} in one part of `{}` and {b} in another", plain(&name), call.name);
+                let message =
+                    format!("axis `{}` is {a} in one part of `{}` and {b} in another", plain(&name), call.name);
                 return Err(elab.error(Code::E0204, message, *span, format!("{b} here")));
             }
         };
@@ -165,7 +180,13 @@ fn brackets(elab: &mut Elaborator<'_>, call: &Call<'_>) -> Eval<Given> {
         Some(given) => Ok(given.clone()),
         None => {
             let doc = super::find(call.name).map_or("", |builtin| builtin.doc);
-            Err(elab.error_help(Code::E0208, format!("`{}` is not given its axis", call.name), call.span, "this call", doc))
+            Err(elab.error_help(
+                Code::E0208,
+                format!("`{}` is not given its axis", call.name),
+                call.span,
+                "this call",
+                doc,
+            ))
         }
     }
 }
@@ -187,10 +208,12 @@ fn new_name(elab: &mut Elaborator<'_>, given: &Given, what: &str) -> Eval<(Name,
 pub(super) fn concat(elab: &mut Elaborator<'_>, call: &mut Call<'_>) -> Eval<Value> {
     let given = brackets(elab, call)?;
     let (axis, into) = match given.axes.items.as_slice() {
-        [AxisItem { kind: AxisItemKind::Rename { from, to }, span }] => match (from.parts.as_slice(), to.parts.as_slice()) {
-            ([old], [new]) => (Name::from(old.axis.text()), Name::from(new.axis.text())),
-            _ => return Err(elab.error(Code::E0217, "`concat` takes one axis", *span, "several")),
-        },
+        [AxisItem { kind: AxisItemKind::Rename { from, to }, span }] => {
+            match (from.parts.as_slice(), to.parts.as_slice()) {
+                ([old], [new]) => (Name::from(old.axis.text()), Name::from(new.axis.text())),
+                _ => return Err(elab.error(Code::E0217, "`concat` takes one axis", *span, "several")),
+            }
+        }
         _ => {
             let (name, _, _) = new_name(elab, &given, "concat")?;
             (name.clone(), name)
@@ -211,7 +234,12 @@ pub(super) fn concat(elab: &mut Elaborator<'_>, call: &mut Call<'_>) -> Eval<Val
     let size = elab.axes(&joined).size(&axis).unwrap_or(1);
     if into != axis {
         if elab.axes(&joined).contains(&into) {
-            return Err(elab.error(Code::E0212, format!("a part has the axis `{into}` already"), call.span, "would be there twice"));
+            return Err(elab.error(
+                Code::E0212,
+                format!("a part has the axis `{into}` already"),
+                call.span,
+                "would be there twice",
+            ));
         }
         if let Some(known) = elab.local_axis_size(&given.env, &into)
             && known != size
@@ -230,7 +258,12 @@ pub(super) fn stack(elab: &mut Elaborator<'_>, call: &mut Call<'_>) -> Eval<Valu
     let parts = alike(elab, call, None)?;
     if let Some(part) = parts.iter().find(|part| elab.axes(part).contains(&axis)) {
         let has = elab.show_axes(&elab.axes(part).clone());
-        return Err(elab.error(Code::E0212, format!("a part of `stack` has the axis `{axis}` already"), span, format!("it has {has}")));
+        return Err(elab.error(
+            Code::E0212,
+            format!("a part of `stack` has the axis `{axis}` already"),
+            span,
+            format!("it has {has}"),
+        ));
     }
     if let Some(size) = size
         && size != parts.len() as u64
@@ -253,7 +286,13 @@ pub(super) fn parts(elab: &mut Elaborator<'_>, call: &mut Call<'_>) -> Eval<Valu
     let axis = elab.one_axis(call, &x)?;
     if axis.size > 4096 {
         let message = format!("`parts` would make {} tensors", axis.size);
-        return Err(elab.error_help(Code::E0211, message, call.span, "at most 4096", "`map` and `scan` run along an axis"));
+        return Err(elab.error_help(
+            Code::E0211,
+            message,
+            call.span,
+            "at most 4096",
+            "`map` and `scan` run along an axis",
+        ));
     }
     let mut out = Vec::new();
     for i in 0..axis.size {
@@ -304,13 +343,29 @@ pub(super) fn window(elab: &mut Elaborator<'_>, call: &mut Call<'_>) -> Eval<Val
     };
     let border = match &border {
         None => (0, 0),
-        Some((Value::Tuple(sides), place)) => match (sides.len(), sides.first().and_then(Value::as_int), sides.last().and_then(Value::as_int)) {
-            (2, Some(before @ 0..), Some(after @ 0..)) => (before as u64, after as u64),
-            _ => return Err(elab.error(Code::E0209, "`pad` is an Int or a pair, (before, after)", *place, "this is neither")),
-        },
+        Some((Value::Tuple(sides), place)) => {
+            match (sides.len(), sides.first().and_then(Value::as_int), sides.last().and_then(Value::as_int)) {
+                (2, Some(before @ 0..), Some(after @ 0..)) => (before as u64, after as u64),
+                _ => {
+                    return Err(elab.error(
+                        Code::E0209,
+                        "`pad` is an Int or a pair, (before, after)",
+                        *place,
+                        "this is neither",
+                    ));
+                }
+            }
+        }
         Some((value, place)) => match value.as_int() {
             Some(both) if both >= 0 => (both as u64, both as u64),
-            _ => return Err(elab.error(Code::E0209, "`pad` is an Int or a pair, (before, after)", *place, value.kind())),
+            _ => {
+                return Err(elab.error(
+                    Code::E0209,
+                    "`pad` is an Int or a pair, (before, after)",
+                    *place,
+                    value.kind(),
+                ));
+            }
         },
     };
     let fill = fill_of(elab, fill, "window")?;
@@ -322,7 +377,13 @@ pub(super) fn window(elab: &mut Elaborator<'_>, call: &mut Call<'_>) -> Eval<Val
             return Err(elab.error_help(Code::E0217, "`window` splits axes", item.span, "this splits none", help));
         };
         let ([old], [out, tap]) = (from.parts.as_slice(), to.parts.as_slice()) else {
-            return Err(elab.error_help(Code::E0217, "`window` makes two axes of one", item.span, "this does not", help));
+            return Err(elab.error_help(
+                Code::E0217,
+                "`window` makes two axes of one",
+                item.span,
+                "this does not",
+                help,
+            ));
         };
         let names: Vec<Name> = [&old.axis, &out.axis, &tap.axis].iter().map(|axis| Name::from(axis.text())).collect();
         let [axis, out, tap_name] = names.as_slice() else { return Err(Stop) };
@@ -337,11 +398,22 @@ pub(super) fn window(elab: &mut Elaborator<'_>, call: &mut Call<'_>) -> Eval<Val
         let size = elab.axes(&x).size(axis).unwrap_or(0);
         if taps > size {
             let message = format!("a window of {taps} does not fit `{}`, which has {size} positions", plain(axis));
-            return Err(elab.error_help(Code::E0215, message, item.span, "no window fits", "pad it, `pad: 1`, or take a smaller one"));
+            return Err(elab.error_help(
+                Code::E0215,
+                message,
+                item.span,
+                "no window fits",
+                "pad it, `pad: 1`, or take a smaller one",
+            ));
         }
         for name in [out, tap_name] {
             if name != axis && elab.axes(&x).contains(name) {
-                return Err(elab.error(Code::E0212, format!("the argument has the axis `{name}` already"), item.span, "would be there twice"));
+                return Err(elab.error(
+                    Code::E0212,
+                    format!("the argument has the axis `{name}` already"),
+                    item.span,
+                    "would be there twice",
+                ));
             }
         }
         let op = Op::Window { axis: axis.clone(), out: out.clone(), tap: Axis::new(tap_name.clone(), taps), stride };
@@ -369,7 +441,13 @@ fn scatter(elab: &mut Elaborator<'_>, call: &mut Call<'_>, kind: ScatterKind) ->
     let given = brackets(elab, call)?;
     let help = format!("`{}[t = spot](x, y)`: the axis, and the positions along it", call.name);
     let [AxisItem { kind: AxisItemKind::Index { axis, value }, span }] = given.axes.items.as_slice() else {
-        return Err(elab.error_help(Code::E0217, format!("`{}` takes one axis and positions", call.name), given.axes.span, "these brackets", help));
+        return Err(elab.error_help(
+            Code::E0217,
+            format!("`{}` takes one axis and positions", call.name),
+            given.axes.span,
+            "these brackets",
+            help,
+        ));
     };
     let x = elab.tensor_arg(&x, call)?;
     let name = Name::from(axis.text());
@@ -387,7 +465,8 @@ fn scatter(elab: &mut Elaborator<'_>, call: &mut Call<'_>, kind: ScatterKind) ->
         let known = left.get(&other.name).or(elab.axes(&index).get(&other.name));
         if known.is_none_or(|known| known.size != other.size) {
             let has = elab.show_axes(&elab.axes(&rows).clone());
-            let message = format!("what `{}` writes has the axis `{}`, which neither side has so", call.name, plain(&other.name));
+            let message =
+                format!("what `{}` writes has the axis `{}`, which neither side has so", call.name, plain(&other.name));
             return Err(elab.error(Code::E0203, message, y.1, format!("this has {has}")));
         }
     }
