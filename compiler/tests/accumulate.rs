@@ -1,4 +1,5 @@
 //! A batch in pieces means the same as the whole batch, or is refused with the place that mixes examples.
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod common;
 

@@ -339,7 +339,7 @@ impl Maker {
             return self.try_op(Op::Gather { axis }, &[table, index]);
         }
         let shared = self.graph.ty(table).axes.common(&self.graph.ty(index).axes);
-        let keep: Vec<Name> = shared.names().cloned().filter(|_| self.rng.one_in(2)).collect();
+        let keep: Vec<Name> = shared.names().filter(|_| self.rng.one_in(2)).cloned().collect();
         let axis = Axis::new(self.fresh_name(), 1 + self.rng.below(6) as u64);
         let kind = if self.rng.one_in(3) { ScatterKind::Put } else { ScatterKind::Add };
         self.try_op(Op::Scatter { axis, keep, kind }, &[table, index])
