@@ -264,7 +264,7 @@ impl<'a, 'g> Writer<'a, 'g> {
                 let size = axes.size(axis).unwrap_or(0);
                 point.coords.retain(|(name, _)| axes.contains(name) && name != axis);
                 point.put(axis, Coord::of(Part::Value { val: at, size, gather: id }));
-                self.gathered(id, table, point)
+                self.gathered(id, table, axis, point)
             }
             Op::Scatter { axis, .. } => {
                 let (rows, index) = (node.args[0], node.args[1]);
@@ -455,12 +455,19 @@ impl<'a, 'g> Writer<'a, 'g> {
         }
     }
 
-    /// A table read at a value: it must be memory, seen through views without fills.
-    fn gathered(&mut self, id: NodeId, table: NodeId, point: Point) -> Outcome<ValId> {
+    /// A table read at a value along `axis`: it must be memory, seen through views without fills.
+    fn gathered(&mut self, id: NodeId, table: NodeId, axis: &Name, point: Point) -> Outcome<ValId> {
         let mut root = table;
+        let mut axis = axis;
         while self.low.body.kind(root) == Kind::Free {
             match self.low.body.graph.op(root) {
-                Op::Rename(_) | Op::Expand(_) | Op::Slice { .. } | Op::Split { .. } | Op::Detach => {}
+                // Along an axis that the data does not have, nothing would say which positions exist.
+                Op::Expand(more) if more.iter().any(|new| new.name == *axis) => return Err(Failure::Store(table)),
+                Op::Rename(pairs) => {
+                    axis = pairs.iter().find(|(_, new)| new == axis).map_or(axis, |(old, _)| old);
+                }
+                Op::Split { axis: whole, into } if into.iter().any(|part| part.name == *axis) => axis = whole,
+                Op::Expand(_) | Op::Slice { .. } | Op::Split { .. } | Op::Detach => {}
                 _ => return Err(Failure::Store(table)),
             }
             root = self.low.body.graph.args(root)[0];

@@ -134,6 +134,17 @@ impl Executable {
         Some(values)
     }
 
+    /// The bytes of an output, in the order of its port's axes; an output may be a state that nothing changed.
+    pub fn output_bytes<'a>(&'a self, name: &str, tensors: &'a Tensors) -> Option<&'a [u8]> {
+        let port = self.plan.output(name)?;
+        let slot = self.plan.slot(port.slot);
+        let bytes = match slot.base {
+            Base::Arena => self.arena.bytes(),
+            Base::State(state) => tensors.get(self.plan.states[state as usize].name.as_str())?.data.bytes(),
+        };
+        bytes.get(slot.offset as usize..)?.get(..port.size_bytes() as usize)
+    }
+
     /// Copies an output over the tensor of the same name, each in its own order of axes.
     pub fn output_to(&self, name: &str, tensors: &mut Tensors) {
         let (Some(port), Some(tensor)) = (self.plan.output(name), tensors.get_mut(name)) else {
