@@ -16,6 +16,7 @@ use mdl_graph::{Name, NodeId, Op};
 use crate::schedule::layout::Ranks;
 
 pub(crate) use body::{Body, Kind};
+pub(crate) use merge::touches;
 
 /// What makes a group.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

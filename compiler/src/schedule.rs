@@ -117,7 +117,7 @@ pub(crate) fn schedule(graph: &Graph, options: &PlanOptions) -> Result<Plan, Com
     }
     let mut planner = Planner {
         options,
-        ranks: Ranks::of(graph),
+        ranks: Ranks::of(graph, &options.orders),
         buffers: Vec::new(),
         kernels: Vec::new(),
         known: HashMap::new(),

@@ -15,7 +15,7 @@ const MOST_BUFFERS: usize = 28;
 const LEAST_SHARE: u64 = 64;
 
 /// Where a group meets a value: the dimension of each of the value's axes.
-type Touch = BTreeMap<NodeId, Vec<(Name, usize)>>;
+pub(crate) type Touch = BTreeMap<NodeId, Vec<(Name, usize)>>;
 
 /// Merging goes from what can only be merged in one way to what is left.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -234,7 +234,7 @@ impl State<'_, '_> {
 }
 
 /// Every value that a group makes, or reads at its own positions.
-fn touches(body: &Body<'_>, group: &Group) -> Touch {
+pub(crate) fn touches(body: &Body<'_>, group: &Group) -> Touch {
     let mut touch = Touch::new();
     for (id, names) in &group.members {
         for read in &body.reads[id.idx()] {

@@ -23,7 +23,10 @@ pub(super) fn lower(low: &Lowering<'_, '_>, group: &Group, root: NodeId) -> Outc
     let (mut a_axes, mut b_axes) = (&graph.ty(first).axes, &graph.ty(second).axes);
 
     // The strip should run along what lies contiguous in the result: the axes of the second operand are innermost.
-    let order: Vec<Axis> = low.ranks.order(&node.ty.axes);
+    let names = &group.members[&root];
+    let name_of = |dim: usize| names.iter().find(|(_, at)| *at == dim).map(|(name, _)| name);
+    let order: Vec<Axis> =
+        low.order(group).into_iter().filter_map(|dim| node.ty.axes.get(name_of(dim)?).cloned()).collect();
     let innermost =
         order.iter().rev().find(|axis| axis.size != 1 && a_axes.contains(&axis.name) != b_axes.contains(&axis.name));
     let is_swapped = innermost.is_some_and(|axis| a_axes.contains(&axis.name));
@@ -43,8 +46,8 @@ pub(super) fn lower(low: &Lowering<'_, '_>, group: &Group, root: NodeId) -> Outc
     let batch = dims(&|name| a_axes.contains(name) && b_axes.contains(name), &order);
     let m = dims(&|name| a_axes.contains(name) && !b_axes.contains(name), &order);
     let n = dims(&|name| !a_axes.contains(name) && b_axes.contains(name), &order);
-    let mut inner: Vec<Axis> = low.ranks.order(a_axes);
-    inner.retain(|axis| summed.contains(&axis.name));
+    let mut inner: Vec<Axis> = a_axes.iter().filter(|axis| summed.contains(&axis.name)).cloned().collect();
+    inner.sort_by_key(|axis| std::cmp::Reverse((a.stride(&axis.name), b.stride(&axis.name))));
     let k = dims(&|_| true, &inner);
 
     let mut extents: Vec<u64> = Vec::new();

@@ -121,7 +121,7 @@ fn exit(writer: &mut Writer<'_, '_>, id: NodeId, val: ValId, kind: FoldKind, is_
 }
 
 fn shape(low: &Lowering<'_, '_>, group: &Group) -> Shape {
-    let order = low.ranks.sort(&group.dims);
+    let order = low.order(group);
     // Dimensions of size 1 are nowhere: their only position is 0.
     let order: Vec<usize> = order.into_iter().filter(|dim| group.dims[*dim].1 != 1).collect();
     let reduced: Vec<BTreeSet<usize>> = group.exits.iter().map(|id| group.reduced(low.body, *id)).collect();

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use mdl_graph::{DType, Graph, Loop, Name, NodeId, Op, Phase, bug};
+use mdl_graph::{Axis, Class, DType, Graph, Loop, Name, NodeId, Op, Phase, bug};
 
 use super::layout::Layout;
 use super::order;
@@ -156,24 +156,49 @@ impl Planner<'_> {
                 places.entry(root).or_default().push(Place::Given(back(home, &names)));
             }
         }
+        let wanted = wanted_orders(body.graph, wants);
+        let layout = |id: NodeId| match wanted.get(&id) {
+            Some(order) => Layout::dense(order.clone()),
+            None => self.ranks.layout(&body.graph.ty(id).axes),
+        };
         for id in body.graph.ids() {
-            let axes = &body.graph.ty(id).axes;
             match body.graph.op(id) {
                 Op::Input(input) => {
                     places.insert(id, vec![Place::Given(inputs[input.0 as usize].clone())]);
                 }
                 Op::Get(_) => {
-                    places.insert(id, vec![Place::New(self.ranks.layout(axes))]);
+                    places.insert(id, vec![Place::New(layout(id))]);
                 }
                 Op::Loop(_) => {}
                 _ if fusion.stored.contains(&id) => {
-                    places.entry(id).or_insert_with(|| vec![Place::New(self.ranks.layout(axes))]);
+                    places.entry(id).or_insert_with(|| vec![Place::New(layout(id))]);
                 }
                 _ => {}
             }
         }
         places
     }
+}
+
+/// The orders of axes that outputs have to have, for what they are computed from element by element: a gradient lies as its
+/// weight does.
+fn wanted_orders(graph: &Graph, wants: &[Want]) -> BTreeMap<NodeId, Vec<Axis>> {
+    let mut orders: BTreeMap<NodeId, Vec<Axis>> = BTreeMap::new();
+    for (output, want) in graph.outputs().iter().zip(wants) {
+        let Want::At(home) = want else { continue };
+        let axes = &graph.ty(output.node).axes;
+        let mut stack = vec![output.node];
+        while let Some(id) = stack.pop() {
+            if graph.ty(id).axes != *axes || orders.contains_key(&id) {
+                continue;
+            }
+            orders.insert(id, home.layout.axes.iter().map(|(axis, _)| axis.clone()).collect());
+            if graph.op(id).class() == Class::Map {
+                stack.extend(graph.args(id));
+            }
+        }
+    }
+    orders
 }
 
 /// The same place with the names that the root gives to its axes.
@@ -382,8 +407,8 @@ impl Emit<'_, '_, '_> {
         homes: &[Option<Home>],
         reused: &BTreeSet<usize>,
     ) -> Option<usize> {
-        let Work::Nest(nest) = &lowered.kernel.work else { return None };
-        let stored = stores(nest, BufId(at as u32))?;
+        let (body, operands) = statements(&lowered.kernel.work)?;
+        let stored = stores(body, BufId(at as u32))?;
         (0..lowered.touches.len()).find(|from| {
             let touch = lowered.touches[*from];
             let Some(home) = &homes[*from] else { return false };
@@ -396,7 +421,8 @@ impl Emit<'_, '_, '_> {
                 && self.homes.get(&touch.node).is_some_and(|all| all.len() == 1)
                 && (old.dtype, old.len) == (new.dtype, new.len)
                 && old.len == layout.count()
-                && loads(nest, BufId(*from as u32)).is_some_and(|loaded| loaded == stored)
+                && !operands.contains(&Some(BufId(*from as u32)))
+                && loads(body, BufId(*from as u32)).is_some_and(|loaded| loaded == stored)
         })
     }
 
@@ -479,7 +505,7 @@ impl Emit<'_, '_, '_> {
         };
         let Some(home) = self.homes.get(&root).and_then(|homes| homes.first()) else { bug!("{root} is not made") };
         let ty = self.body.graph.ty(id);
-        let mut axes: Vec<(mdl_graph::Axis, i64)> = Vec::with_capacity(strides.len());
+        let mut axes: Vec<(Axis, i64)> = Vec::with_capacity(strides.len());
         for (name, stride) in strides {
             if let Some(axis) = ty.axes.get(&name) {
                 axes.push((axis.clone(), stride));
@@ -513,8 +539,8 @@ impl Emit<'_, '_, '_> {
         let results = graph.results(id).map_err(|error| CompileError::new(Some(id), error.0))?;
         let mut stacks: Vec<Home> = Vec::new();
         for (k, ty) in results.iter().enumerate().skip(inner.carries) {
-            let layout = self.planner.ranks.layout(&ty.axes);
             let get = self.body.gets(id).find(|get| *graph.op(*get) == Op::Get(k as u32));
+            let layout = self.result_layout(get, ty);
             let category = get.map_or(Category::Workspace, |get| self.category(get));
             stacks.push(self.planner.home(format!("{id}.{k}"), ty.dtype, layout, category));
         }
@@ -556,10 +582,18 @@ impl Emit<'_, '_, '_> {
         Ok(())
     }
 
+    fn result_layout(&self, get: Option<NodeId>, ty: &mdl_graph::Type) -> Layout {
+        match get.and_then(|get| self.places.get(&get)).and_then(|places| places.first()) {
+            Some(place) => place.layout().clone(),
+            None => self.planner.ranks.layout(&ty.axes),
+        }
+    }
+
     /// The buffer of a carry, with what it starts from in it: the very buffer of the argument if nobody else needs that.
     fn carry(&mut self, id: NodeId, k: usize, args: &[NodeId], ty: &mdl_graph::Type) -> Home {
         let arg = args[k];
-        let layout = self.planner.ranks.layout(&ty.axes);
+        let get = self.body.gets(id).find(|get| *self.body.graph.op(*get) == Op::Get(k as u32));
+        let layout = self.result_layout(get, ty);
         let is_sole = args.iter().filter(|other| self.body.renamed(**other).0 == arg || **other == arg).count() == 1
             && self.left.get(&arg) == Some(&0)
             && !self.body.kept.contains(&arg);
@@ -577,9 +611,18 @@ impl Emit<'_, '_, '_> {
     }
 }
 
+/// The statements of a kernel that has some, and the buffers that it reads beside them.
+fn statements(work: &Work) -> Option<(&[Stmt], [Option<BufId>; 2])> {
+    match work {
+        Work::Nest(nest) => Some((&nest.body, [None, None])),
+        Work::Contract(contract) => Some((&contract.body, [Some(contract.a.buf), Some(contract.b.buf)])),
+        Work::Scatter(_) | Work::Prefix(_) | Work::Top(_) => None,
+    }
+}
+
 /// The one access by which a kernel loads a buffer, if there is one and nothing guards it.
-fn loads(nest: &Nest, from: BufId) -> Option<&Access> {
-    let all = nest.body.iter().filter_map(|stmt| match stmt {
+fn loads(body: &[Stmt], from: BufId) -> Option<&Access> {
+    let all = body.iter().filter_map(|stmt| match stmt {
         Stmt::Load { buf, access, .. } if *buf == from => Some(access),
         _ => None,
     });
@@ -587,8 +630,8 @@ fn loads(nest: &Nest, from: BufId) -> Option<&Access> {
 }
 
 /// The one access by which a kernel stores a buffer.
-fn stores(nest: &Nest, to: BufId) -> Option<&Access> {
-    let all = nest.body.iter().filter_map(|stmt| match stmt {
+fn stores(body: &[Stmt], to: BufId) -> Option<&Access> {
+    let all = body.iter().filter_map(|stmt| match stmt {
         Stmt::Store { buf, access, .. } | Stmt::Exit { buf, access, .. } if *buf == to => Some((stmt, access)),
         _ => None,
     });
@@ -602,10 +645,13 @@ fn one<T>(mut all: impl Iterator<Item = T>) -> Option<T> {
 
 /// Memory that is read and written by one kernel is written when everything has been read.
 fn store_last(kernel: &mut Kernel, to: BufId) {
-    let Work::Nest(nest) = &mut kernel.work else { return };
-    let (mut last, rest): (Vec<Stmt>, Vec<Stmt>) = std::mem::take(&mut nest.body)
-        .into_iter()
-        .partition(|stmt| matches!(stmt, Stmt::Store { buf, .. } if *buf == to));
-    nest.body = rest;
-    nest.body.append(&mut last);
+    let body = match &mut kernel.work {
+        Work::Nest(nest) => &mut nest.body,
+        Work::Contract(contract) => &mut contract.body,
+        Work::Scatter(_) | Work::Prefix(_) | Work::Top(_) => return,
+    };
+    let (mut last, rest): (Vec<Stmt>, Vec<Stmt>) =
+        std::mem::take(body).into_iter().partition(|stmt| matches!(stmt, Stmt::Store { buf, .. } if *buf == to));
+    *body = rest;
+    body.append(&mut last);
 }

@@ -78,6 +78,8 @@ pub(crate) struct Ranks {
     batch: BTreeMap<Name, usize>,
     /// The least name of those that contractions treat alike.
     clusters: BTreeMap<Name, Name>,
+    /// Axes of weights in the order that their owner keeps them in.
+    kept: Vec<Name>,
 }
 
 type Rank = (u8, usize, Name, Name, usize);
@@ -89,7 +91,8 @@ fn base_name(name: &Name) -> (Name, usize) {
 }
 
 impl Ranks {
-    pub(crate) fn of(graph: &Graph) -> Ranks {
+    /// `orders` are those in which weights are kept, where somebody has chosen.
+    pub(crate) fn of(graph: &Graph, orders: &BTreeMap<Name, Vec<Name>>) -> Ranks {
         let mut ranks = Ranks::default();
         let mut fields: BTreeMap<&Name, usize> = BTreeMap::new();
         for input in graph.inputs().iter().filter(|input| input.kind == InputKind::Batch) {
@@ -101,7 +104,27 @@ impl Ranks {
         batch.sort_by_key(|(name, count)| (std::cmp::Reverse(*count), (*name).clone()));
         ranks.batch = batch.into_iter().enumerate().map(|(at, (name, _))| (name.clone(), at)).collect();
         ranks.collect(graph);
+        for input in graph.inputs().iter().filter(|input| input.kind == InputKind::Weight) {
+            if let Some(order) = orders.get(&input.name) {
+                ranks.keep(order);
+            }
+        }
         ranks
+    }
+
+    /// Takes the order of one weight into the order of all: what is new stands beside its neighbour.
+    fn keep(&mut self, order: &[Name]) {
+        let place = |kept: &[Name], name: &Name| kept.iter().position(|other| other == name);
+        let mut at = order.iter().find_map(|name| place(&self.kept, name)).unwrap_or(self.kept.len());
+        for name in order {
+            at = match place(&self.kept, name) {
+                Some(present) => present + 1,
+                None => {
+                    self.kept.insert(at, name.clone());
+                    at + 1
+                }
+            };
+        }
     }
 
     fn collect(&mut self, graph: &Graph) {
@@ -153,8 +176,11 @@ impl Ranks {
         if let Some(at) = self.batch.get(name) {
             return (1, *at, base.clone(), base, 0);
         }
-        let class = if self.loops.contains(name) { 0 } else { 2 };
-        (class, 0, self.cluster(name), base, 0)
+        if self.loops.contains(name) {
+            return (0, 0, self.cluster(name), base, 0);
+        }
+        let kept = self.kept.iter().position(|other| other == name).unwrap_or(self.kept.len());
+        (2, kept, self.cluster(name), base, 0)
     }
 
     /// These axes, outermost first.
@@ -202,10 +228,13 @@ mod tests {
         let x = graph.input("x", InputKind::State, Type::new(DType::F32, set(&[("batch", 2), ("t", 8), ("width", 6)])));
         let w = graph.input("w", InputKind::Weight, Type::new(DType::F32, set(&[("width", 6), ("a", 2), ("z", 3)])));
         graph.add(Op::Contract(vec![Name::from("width")]), &[x, w]);
-        let ranks = Ranks::of(&graph);
+        let ranks = Ranks::of(&graph, &BTreeMap::new());
         assert_eq!(text(&ranks.order(&set(&[("t", 8), ("z", 3), ("batch", 2), ("a", 2)]))), "batch t a z");
         assert_eq!(text(&ranks.order(&set(&[("t", 8), ("t'", 8), ("batch", 2), ("head", 2)]))), "batch head t t'");
         assert_eq!(text(&ranks.order(&set(&[("width", 6), ("a", 2), ("z", 3), ("width'", 6)]))), "a z width width'");
+        let orders = BTreeMap::from([(Name::from("w"), ["z", "width", "a"].map(Name::from).to_vec())]);
+        let ranks = Ranks::of(&graph, &orders);
+        assert_eq!(text(&ranks.order(&set(&[("width", 6), ("a", 2), ("z", 3), ("b", 1)]))), "z width a b");
     }
 
     #[test]

@@ -10,7 +10,7 @@ use mdl_graph::{Name, NodeId, Op};
 
 use super::Home;
 use super::body::Want;
-use crate::fuse::{Body, Fusion, Group, Shape};
+use crate::fuse::{Body, Fusion, Group};
 use crate::plan::SlotId;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -164,8 +164,7 @@ fn reads_in_place(body: &Body<'_>, group: &Group, input: NodeId, root: NodeId, n
     group.members.keys().all(|id| {
         body.reads[id.idx()].iter().filter(|read| read.root == input).all(|read| {
             let Some(link) = &read.link else { return false };
-            group.shape == Shape::Nest
-                && !group.exits.contains(&root)
+            !group.exits.contains(&root)
                 && link.iter().all(|(there, here)| {
                     let read = group.dim(*id, here);
                     read.is_some() && read == written(there)
