@@ -11,6 +11,7 @@ use std::ffi::OsString;
 use std::io::{IsTerminal, Write};
 
 use clap::ArgMatches;
+use mdl_runtime::error::RunError;
 
 use crate::args::{self, Common};
 use crate::load::{self, Loaded};
@@ -55,6 +56,21 @@ pub(crate) fn main(words: Vec<OsString>) -> u8 {
 /// One line on standard error.
 pub(crate) fn fail(message: &str) {
     let _ = writeln!(std::io::stderr(), "error: {message}");
+}
+
+/// Says why a run ended early, and gives the exit code.
+pub(crate) fn failed(error: &RunError) -> u8 {
+    match error {
+        // Problems of the data say themselves what they are.
+        RunError::Data(_) => {
+            let _ = writeln!(std::io::stderr(), "{error}");
+            exit::WRONG
+        }
+        RunError::Failed { .. } | RunError::Interrupted { .. } => {
+            fail(&error.to_string());
+            exit::FAILED
+        }
+    }
 }
 
 /// Reads and checks a recipe and says what is wrong with it. `Err` is the exit code.

@@ -1,9 +1,9 @@
 //! The arena: nodes in topological order, inputs and outputs with their roles, hash-consing, rebuilding, verifying.
 
-use std::collections::HashMap;
 use std::fmt;
 use std::hash::{Hash, Hasher};
 
+use rustc_hash::FxHashMap;
 use serde::{Deserialize, Serialize};
 use smallvec::SmallVec;
 
@@ -107,7 +107,7 @@ pub struct Graph {
     inputs: Vec<Input>,
     outputs: Vec<Output>,
     #[serde(skip)]
-    seen: HashMap<Key, NodeId>,
+    seen: FxHashMap<Key, NodeId>,
     /// What `add` gives the nodes it makes.
     #[serde(skip)]
     here: (Phase, Span, Option<Name>),

@@ -4,7 +4,7 @@ use mdl_lang::diag::{Code, Sources, explain, render};
 use mdl_lang::syntax::parse;
 
 /// Mistakes that no short text can show; `syntax_soup.rs` makes them.
-const NOT_IN_TEXT: [Code; 3] = [Code::E0105, Code::E0106, Code::E0117];
+const NOT_IN_TEXT: [Code; 4] = [Code::E0105, Code::E0106, Code::E0117, Code::E0601];
 
 /// The fenced blocks of a page that are marked so.
 fn examples<'a>(page: &'a str, mark: &str) -> Vec<&'a str> {

@@ -16,6 +16,33 @@ use crate::tfevents::EventFile;
 
 const METRICS: &str = "metrics.jsonl";
 
+/// What a stage's evaluations have said so far.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Evaluations {
+    /// The step of the last one; 0 before the first.
+    pub last: u64,
+    pub best: f64,
+    /// How many have come since the best.
+    pub since_best: u64,
+}
+
+impl Default for Evaluations {
+    fn default() -> Evaluations {
+        Evaluations { last: 0, best: f64::INFINITY, since_best: 0 }
+    }
+}
+
+impl Evaluations {
+    pub fn add(&mut self, step: u64, loss: f64) {
+        self.last = step;
+        if loss < self.best {
+            (self.best, self.since_best) = (loss, 0);
+        } else {
+            self.since_best += 1;
+        }
+    }
+}
+
 /// The open files of one stage.
 pub struct Log {
     folder: PathBuf,
@@ -39,22 +66,18 @@ impl Log {
         Ok(Log { folder: folder.to_path_buf(), file, n_bytes, events })
     }
 
-    /// Keeps the lines of the first `step` steps. Gives the best evaluated loss among them, and how many evaluations
-    /// have come since.
-    pub fn resume(&mut self, step: u64) -> Result<(f64, u64), RunError> {
+    /// Keeps the lines of the first `step` steps, and tells what their evaluations were.
+    pub fn resume(&mut self, step: u64) -> Result<Evaluations, RunError> {
         let path = self.folder.join(METRICS);
         let text = fs::read(&path).map_err(|error| failed(&path, &error))?;
-        let (mut best, mut since_best, mut kept) = (f64::INFINITY, 0, 0);
+        let (mut seen, mut kept) = (Evaluations::default(), 0);
         for line in text.split_inclusive(|&byte| byte == b'\n') {
             let Some(row) = whole_line(line).filter(|row| row.get("step").and_then(Value::as_u64) <= Some(step)) else {
                 break;
             };
             if let Some(loss) = row.get("eval_loss") {
                 // A loss that is no number is written as null, and is no improvement.
-                match loss.as_f64().filter(|loss| *loss < best) {
-                    Some(loss) => (best, since_best) = (loss, 0),
-                    None => since_best += 1,
-                }
+                seen.add(row.get("step").and_then(Value::as_u64).unwrap_or(0), loss.as_f64().unwrap_or(f64::NAN));
             }
             kept += line.len();
         }
@@ -64,7 +87,7 @@ impl Log {
         if cut {
             self.events.forget_after(step).map_err(|error| failed(self.events.path(), &error))?;
         }
-        Ok((best, since_best))
+        Ok(seen)
     }
 
     /// Writes down a step.

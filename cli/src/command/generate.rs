@@ -10,9 +10,8 @@ use mdl_runtime::error::RunError;
 use mdl_runtime::generate::{Choice, Generator};
 use mdl_runtime::stage::train;
 
-use super::{fail, given, loaded};
+use super::{failed, given, loaded};
 use crate::args::Common;
-use crate::exit;
 use crate::load::Loaded;
 
 pub(super) fn generate(common: &Common, matches: &ArgMatches, color: bool) -> u8 {
@@ -22,14 +21,7 @@ pub(super) fn generate(common: &Common, matches: &ArgMatches, color: bool) -> u8
     };
     match write(common, matches, &loaded) {
         Ok(()) => 0,
-        Err(RunError::Data(problems)) => {
-            fail(&RunError::Data(problems).to_string());
-            exit::WRONG
-        }
-        Err(error) => {
-            fail(&error.to_string());
-            exit::FAILED
-        }
+        Err(error) => failed(&error),
     }
 }
 

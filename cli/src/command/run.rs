@@ -3,10 +3,9 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use mdl_runtime::device::{Cpu, peak_flops};
-use mdl_runtime::error::RunError;
 use mdl_runtime::run::Run;
 
-use super::{fail, loaded};
+use super::{fail, failed, loaded};
 use crate::args::Common;
 use crate::exit;
 use crate::progress::{Mode, Progress};
@@ -56,12 +55,6 @@ pub(super) fn run(common: &Common, color: bool) -> u8 {
             progress.finish(&common.out());
             0
         }
-        Err(error) => {
-            fail(&error.to_string());
-            match error {
-                RunError::Data(_) => exit::WRONG,
-                RunError::Failed { .. } | RunError::Interrupted { .. } => exit::FAILED,
-            }
-        }
+        Err(error) => failed(&error),
     }
 }

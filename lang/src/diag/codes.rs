@@ -114,6 +114,7 @@ codes! {
     E0511: "a character that the vocabulary does not have";
     E0512: "data whose fields do not go together";
     E0513: "prepared data that cannot be written";
+    E0601: "a checkpoint that is damaged or of another model";
     E0701: "a kind of block that this version does not have";
     E0702: "a field that this version does not have";
     E0703: "a function of a field that this version does not have";

@@ -54,7 +54,7 @@ fn train(log: &mut Log, from: u64, to: u64) {
 fn lines_have_the_columns_that_scripts_read() {
     let scratch = Scratch::new("lines");
     let mut log = Log::open(&scratch.0).expect("opened");
-    assert_eq!(log.resume(0).expect("nothing to resume"), (f64::INFINITY, 0));
+    assert_eq!(log.resume(0).expect("nothing to resume"), Evaluations::default());
     train(&mut log, 1, 2);
     log.step(&Step { loss: f64::NAN, metrics: Vec::new(), ..step(3) }).expect("written");
     log.close().expect("closed");
@@ -82,7 +82,8 @@ fn resuming_gives_the_lines_of_an_unbroken_run() {
             let path = scratch.0.join(METRICS);
             fs::write(&path, scratch.text() + tail).expect("a broken tail");
             let mut log = Log::open(&scratch.0).expect("opened");
-            assert_eq!(log.resume(at).expect("resumed"), (best, since), "at {at}, {tail:?}");
+            let seen = log.resume(at).expect("resumed");
+            assert_eq!((seen.best, seen.since_best), (best, since), "at {at}, {tail:?}");
             train(&mut log, at + 1, 10);
             assert_eq!(scratch.text(), whole, "at {at}, {tail:?}");
         }

@@ -18,7 +18,7 @@ use crate::device::{Executable, Tensor, Tensors, plan_step};
 use crate::error::RunError;
 use crate::event::{Event, Step};
 use crate::generate::{Choice, Generator};
-use crate::metrics::Log;
+use crate::metrics::{Evaluations, Log};
 use crate::run::Run;
 use crate::stage::eval::Evaluation;
 
@@ -63,8 +63,7 @@ struct Training<'a> {
     done: u64,
     /// The step of the last checkpoint.
     saved: Option<u64>,
-    best: f64,
-    since_best: u64,
+    evaluations: Evaluations,
 }
 
 impl<'a> Training<'a> {
@@ -125,8 +124,7 @@ impl<'a> Training<'a> {
             metrics,
             done: 0,
             saved: None,
-            best: f64::INFINITY,
-            since_best: 0,
+            evaluations: Evaluations::default(),
         })
     }
 
@@ -142,7 +140,7 @@ impl<'a> Training<'a> {
                 load_weights(&found, self.spec, &mut self.tensors)?;
                 self.done = found.step;
                 self.saved = Some(found.step);
-                (self.best, self.since_best) = self.log.resume(found.step)?;
+                self.evaluations = self.log.resume(found.step)?;
                 run.observer.observe(Event::Resumed { stage: self.name.clone(), step: self.done });
             }
             None => {
@@ -154,15 +152,15 @@ impl<'a> Training<'a> {
     }
 
     fn go_on(&mut self, run: &mut Run<'_>) -> Result<(), RunError> {
-        while self.done < self.spec.steps {
+        // An evaluation that was interrupted is made up for.
+        let mut is_over = self.done > 0 && self.evaluate(run)?;
+        while !is_over && self.done < self.spec.steps {
             if run.is_stopped() {
                 let saved = self.save(run)?;
                 return Err(RunError::Interrupted { saved: Some(saved) });
             }
             self.one_step(run)?;
-            if self.evaluate(run)? {
-                break;
-            }
+            is_over = self.evaluate(run)?;
             self.sample(run)?;
             if self.spec.save.every.is_some_and(|every| self.done.is_multiple_of(every)) {
                 self.save(run)?;
@@ -206,7 +204,8 @@ impl<'a> Training<'a> {
     /// Measures when it is time to. True when the loss has not improved for as long as the recipe's patience.
     fn evaluate(&mut self, run: &mut Run<'_>) -> Result<bool, RunError> {
         let (Some(evaluation), Some(spec)) = (&mut self.evaluation, &self.spec.evaluate) else { return Ok(false) };
-        if !self.done.is_multiple_of(spec.every) && self.done != self.spec.steps {
+        let is_due = self.done.is_multiple_of(spec.every) || self.done == self.spec.steps;
+        if !is_due || self.evaluations.last == self.done {
             return Ok(false);
         }
         let means = match evaluation.measure(run, &mut self.tensors) {
@@ -219,13 +218,9 @@ impl<'a> Training<'a> {
         let part = format!("{}.{}", self.spec.data, evaluation.part());
         let (stage, step) = (self.name.clone(), self.done);
         run.observer.observe(Event::Evaluated { stage: stage.clone(), step, part, values });
-        if loss < self.best {
-            (self.best, self.since_best) = (loss, 0);
-            return Ok(false);
-        }
-        self.since_best += 1;
+        self.evaluations.add(self.done, loss);
         match self.spec.patience {
-            Some(patience) if self.since_best >= patience => {
+            Some(patience) if self.evaluations.since_best >= patience => {
                 let why = format!("the loss has not improved for {patience} evaluations");
                 run.observer.observe(Event::Ended { stage, step, why });
                 Ok(true)
