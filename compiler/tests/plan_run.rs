@@ -1,6 +1,8 @@
 //! Plans are run, launch by launch, with the interpreter of kernels, and compared with the reference on random programs: forward
 //! and backward, fused and unfused, sizes 0 and 1, loops in loops.
 
+#![allow(clippy::unwrap_used, reason = "what these helpers are given is right, or the test fails")]
+
 #[path = "../../codegen/src/interp.rs"]
 #[allow(dead_code, unreachable_pub, clippy::pedantic)]
 mod interp;

@@ -1,5 +1,7 @@
 //! The text of a whole plan: a classifier of one layer that learns by gradient descent, as a person can read it.
 
+#![allow(clippy::unwrap_used, reason = "what these helpers are given is right, or the test fails")]
+
 #[path = "../../codegen/src/interp.rs"]
 #[allow(dead_code, unreachable_pub, clippy::pedantic)]
 mod interp;
