@@ -97,7 +97,11 @@ pub(crate) fn command(recipe_args: &[spec::Arg]) -> Command {
                 .value_parser(value_parser!(f64))
                 .default_value("0.8"),
         )
-        .arg(flag("top-k", "K", "Only the K most likely tokens; 0 for all").value_parser(value_parser!(u64)).default_value("0"))
+        .arg(
+            flag("top-k", "K", "Only the K most likely tokens; 0 for all")
+                .value_parser(value_parser!(u64))
+                .default_value("0"),
+        )
         .arg(
             flag("top-p", "P", "Only the most likely tokens that have probability P together")
                 .value_parser(value_parser!(f64))
@@ -123,8 +127,18 @@ pub(crate) fn command(recipe_args: &[spec::Arg]) -> Command {
 /// The recipe that a command line names: the first word after the command that is no flag and no flag's value.
 pub(crate) fn find_recipe(words: &[OsString]) -> Option<PathBuf> {
     const VALUED: [&str; 12] = [
-        "--out", "--threads", "--device", "--seed", "--color", "--emit", "--stage", "--dump-after", "--prompt", "--new",
-        "--temperature", "--top-k",
+        "--out",
+        "--threads",
+        "--device",
+        "--seed",
+        "--color",
+        "--emit",
+        "--stage",
+        "--dump-after",
+        "--prompt",
+        "--new",
+        "--temperature",
+        "--top-k",
     ];
     let mut words = words.iter().skip(1).map(|word| word.to_string_lossy());
     words.by_ref().find(|word| ON_RECIPES.contains(&word.as_ref()))?;
@@ -203,7 +217,7 @@ mod tests {
             default: Some("5".into()),
             value: None,
         };
-        command(&[arg.clone()]).debug_assert();
+        command(std::slice::from_ref(&arg)).debug_assert();
         let matches = command(&[arg]).try_get_matches_from(words("mdlc run a.mdl --n-steps 7")).unwrap();
         let (_, matches) = matches.subcommand().unwrap();
         assert_eq!(matches.get_one::<String>("arg:n_steps").map(String::as_str), Some("7"));

@@ -23,7 +23,8 @@ pub(crate) fn main(words: Vec<OsString>) -> u8 {
     // Flags that every command has cannot be those of a recipe.
     let taken = |name: &str| {
         let subcommands = command.get_subcommands().filter(|command| args::ON_RECIPES.contains(&command.get_name()));
-        subcommands.flat_map(|command| command.get_arguments()).any(|arg| arg.get_long() == Some(name)) || name == "help"
+        subcommands.flat_map(|command| command.get_arguments()).any(|arg| arg.get_long() == Some(name))
+            || name == "help"
     };
     if let Some(arg) = recipe_args.iter().find(|arg| taken(&arg.name.replace('_', "-"))) {
         fail(&format!("the recipe's `arg {}` has the name of a flag of mdlc: give it another name", arg.name));

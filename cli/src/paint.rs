@@ -6,7 +6,8 @@ use serde_json::{Value, json};
 
 /// The text of all diagnostics, with the lines that they point at.
 pub(crate) fn paint(diagnostics: &[Diagnostic], sources: &Sources, color: bool) -> String {
-    let mut cache = Files(sources.iter().map(|(_, source)| (source.name.clone(), Source::from(source.text.clone()))).collect());
+    let mut cache =
+        Files(sources.iter().map(|(_, source)| (source.name.clone(), Source::from(source.text.clone()))).collect());
     let mut text = Vec::new();
     for diagnostic in diagnostics {
         // Writing to memory cannot fail.
@@ -31,10 +32,13 @@ fn report<'a>(diagnostic: &'a Diagnostic, sources: &'a Sources, color: bool) -> 
     };
     let first = diagnostic.labels.first().map_or((String::new(), 0..0), |label| place(label.span));
     let config = Config::default().with_color(color).with_index_type(IndexType::Byte);
-    let mut report = Report::build(kind, first).with_config(config).with_code(diagnostic.code).with_message(&diagnostic.message);
+    let mut report =
+        Report::build(kind, first).with_config(config).with_code(diagnostic.code).with_message(&diagnostic.message);
     for (i, label) in diagnostic.labels.iter().enumerate() {
         let tint = if i == 0 { tint } else { Color::Cyan };
-        report = report.with_label(Label::new(place(label.span)).with_message(&label.message).with_color(tint).with_order(i as i32));
+        report = report.with_label(
+            Label::new(place(label.span)).with_message(&label.message).with_color(tint).with_order(i as i32),
+        );
     }
     if let Some(help) = &diagnostic.help {
         report = report.with_help(help);

@@ -59,7 +59,8 @@ impl Progress {
         if std::io::stderr().is_terminal() {
             let numbers = self.numbers(step, left);
             let bar = self.bar.get_or_insert_with(|| {
-                let style = ProgressStyle::with_template("{bar:20} {pos}/{len}  {msg}").unwrap_or(ProgressStyle::default_bar());
+                let style =
+                    ProgressStyle::with_template("{bar:20} {pos}/{len}  {msg}").unwrap_or(ProgressStyle::default_bar());
                 ProgressBar::new(step.of).with_style(style)
             });
             bar.set_position(step.step);
@@ -104,11 +105,17 @@ impl Progress {
                 format!("{kind} {stage}")
             }
             Event::Unchanged { stage } => format!("{stage}: nothing has changed"),
-            Event::Replaced { stage, to } => format!("{stage}: made of other things before; that is now in {}", to.display()),
+            Event::Replaced { stage, to } => {
+                format!("{stage}: made of other things before; that is now in {}", to.display())
+            }
             Event::Data { summary, .. } => format!("  {summary}"),
             Event::Compiled { parameters, peak_bytes, took, .. } => {
                 let parameters = group(*parameters as f64);
-                format!("  {parameters} parameters, {} of memory, compiled in {:.2} s", HumanBytes(*peak_bytes), took.as_secs_f64())
+                format!(
+                    "  {parameters} parameters, {} of memory, compiled in {:.2} s",
+                    HumanBytes(*peak_bytes),
+                    took.as_secs_f64()
+                )
             }
             Event::Resumed { step, .. } => format!("  goes on after step {step}"),
             Event::Evaluated { step, part, values, .. } => {

@@ -23,7 +23,8 @@ impl World for Disk {
     fn import(&self, from: &str, path: &str) -> Result<Imported, String> {
         let folder = Path::new(from).parent().unwrap_or(Path::new(""));
         let path = folder.join(path);
-        let text = std::fs::read_to_string(&path).map_err(|error| format!("cannot read {}: {error}", path.display()))?;
+        let text =
+            std::fs::read_to_string(&path).map_err(|error| format!("cannot read {}: {error}", path.display()))?;
         // One file under two spellings is one file.
         let name = path.canonicalize().unwrap_or(path);
         Ok(Imported { name: name.display().to_string(), text })

@@ -10,7 +10,10 @@ use smallvec::SmallVec;
 /// The name of an axis, an input or an output. Cheap to clone; ordered as text.
 #[derive(Clone, Debug, Eq, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
-#[expect(clippy::derived_hash_with_manual_eq, reason = "equal names have equal texts, the shared ones are only seen sooner")]
+#[expect(
+    clippy::derived_hash_with_manual_eq,
+    reason = "equal names have equal texts, the shared ones are only seen sooner"
+)]
 pub struct Name(Arc<str>);
 
 impl PartialEq for Name {

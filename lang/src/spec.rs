@@ -298,4 +298,3 @@ pub enum Finish {
     /// The mean times counted tokens, divided by the bytes of their text and ln 2.
     BitsPerByte,
 }
-

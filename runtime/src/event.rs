@@ -7,28 +7,67 @@ use std::time::Duration;
 #[derive(Clone, Debug)]
 pub enum Event {
     /// A stage begins.
-    Started { stage: String, kind: &'static str },
+    Started {
+        stage: String,
+        kind: &'static str,
+    },
     /// A stage's artifact is there already, made of the same things.
-    Unchanged { stage: String },
+    Unchanged {
+        stage: String,
+    },
     /// An artifact made of other things was moved aside.
-    Replaced { stage: String, to: PathBuf },
+    Replaced {
+        stage: String,
+        to: PathBuf,
+    },
     /// What the data is.
-    Data { stage: String, summary: String },
+    Data {
+        stage: String,
+        summary: String,
+    },
     /// The step is compiled and its memory taken.
-    Compiled { stage: String, parameters: u64, peak_bytes: u64, took: Duration },
+    Compiled {
+        stage: String,
+        parameters: u64,
+        peak_bytes: u64,
+        took: Duration,
+    },
     /// Training goes on where it was interrupted: `step` steps are done.
-    Resumed { stage: String, step: u64 },
+    Resumed {
+        stage: String,
+        step: u64,
+    },
     /// A step of training is done.
     Stepped(Step),
     /// A measurement on a part of the data.
-    Evaluated { stage: String, step: u64, part: String, values: Vec<(String, f64)> },
+    Evaluated {
+        stage: String,
+        step: u64,
+        part: String,
+        values: Vec<(String, f64)>,
+    },
     /// A checkpoint is on the disk.
-    Saved { stage: String, step: u64, path: PathBuf },
+    Saved {
+        stage: String,
+        step: u64,
+        path: PathBuf,
+    },
     /// A text that the model wrote.
-    Sampled { stage: String, step: u64, text: String },
+    Sampled {
+        stage: String,
+        step: u64,
+        text: String,
+    },
     /// A stage ended before its last step, and why.
-    Ended { stage: String, step: u64, why: String },
-    Finished { stage: String, took: Duration },
+    Ended {
+        stage: String,
+        step: u64,
+        why: String,
+    },
+    Finished {
+        stage: String,
+        took: Duration,
+    },
     Warned(String),
 }
 

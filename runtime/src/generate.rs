@@ -85,7 +85,10 @@ impl Generator {
         mut emit: impl FnMut(u32) -> bool,
     ) -> Result<(), RunError> {
         if prompt.is_empty() {
-            return Err(RunError::failed("generating text", "the prompt is empty; the model needs a token to begin with"));
+            return Err(RunError::failed(
+                "generating text",
+                "the prompt is empty; the model needs a token to begin with",
+            ));
         }
         self.allocate(tensors);
         for cache in &self.caches {
@@ -182,7 +185,8 @@ impl Generator {
 /// The axis of `ids` that is not `batch`.
 fn sequence_axis(forward: &Graph) -> Result<Axis, RunError> {
     let ids = forward.inputs().iter().find(|input| input.name.as_str() == "ids");
-    let axes = ids.map(|ids| ids.ty.axes.iter().filter(|axis| axis.name.as_str() != "batch").cloned().collect::<Vec<_>>());
+    let axes =
+        ids.map(|ids| ids.ty.axes.iter().filter(|axis| axis.name.as_str() != "batch").cloned().collect::<Vec<_>>());
     match axes.as_deref() {
         Some([axis]) => Ok(axis.clone()),
         _ => Err(RunError::failed("deriving the decoder", "the model does not read `ids` along one axis")),

@@ -5,7 +5,20 @@ use std::time::Duration;
 use super::*;
 
 const SIZES: &[&str] = &[
-    "--text", "README.md", "--steps", "60", "--layers", "2", "--heads", "2", "--width", "24", "--context", "16", "--batch", "4",
+    "--text",
+    "README.md",
+    "--steps",
+    "60",
+    "--layers",
+    "2",
+    "--heads",
+    "2",
+    "--width",
+    "24",
+    "--context",
+    "16",
+    "--batch",
+    "4",
 ];
 
 fn words<'a>(recipe: &'a str, out: &'a str, more: &[&'a str]) -> Vec<&'a str> {

@@ -112,7 +112,9 @@ fn widths_that_do_not_divide() {
 
 #[test]
 fn wrong_usage_ends_with_2() {
-    for words in [&["run"][..], &["fly", "x.mdl"], &["run", "examples/bench.mdl", "--no-such-flag"], &["explain", "E9999"]] {
+    for words in
+        [&["run"][..], &["fly", "x.mdl"], &["run", "examples/bench.mdl", "--no-such-flag"], &["explain", "E9999"]]
+    {
         assert_eq!(run(words).status.code(), Some(2), "{words:?}");
     }
 }

@@ -78,10 +78,13 @@ fn text(loaded: &Loaded, emit: &str, stage: Option<&str>, pass: Option<&str>) ->
 
 /// One line for each launch of the plan's text.
 fn groups(report: &Report) -> String {
-    let mut text = format!("{:>6} {:>5} {:>12} {:>12} {:>12}  kernel over its domain\n", "runs", "ops", "unfused B", "B", "FLOP");
+    let mut text =
+        format!("{:>6} {:>5} {:>12} {:>12} {:>12}  kernel over its domain\n", "runs", "ops", "unfused B", "B", "FLOP");
     for group in &report.groups {
         let GroupReport { name, domain, members, runs, bytes_before, bytes_after, flops } = group;
-        text.push_str(&format!("{runs:>6} {members:>5} {bytes_before:>12} {bytes_after:>12} {flops:>12}  {name} [{domain}]\n"));
+        text.push_str(&format!(
+            "{runs:>6} {members:>5} {bytes_before:>12} {bytes_after:>12} {flops:>12}  {name} [{domain}]\n"
+        ));
     }
     text
 }

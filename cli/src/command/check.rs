@@ -46,7 +46,11 @@ fn as_text(name: &str, spec: &TrainSpec, plan: &Plan) -> String {
     let per_token = report.flops as f64 / tokens(spec, plan).max(1) as f64;
     let mut text = format!("train {name}: ok\n");
     text.push_str(&format!("  parameters   {}\n", report.parameters));
-    text.push_str(&format!("  work         {:.3} MFLOP per token, {:.3} GFLOP per step\n", per_token / 1e6, report.flops as f64 / 1e9));
+    text.push_str(&format!(
+        "  work         {:.3} MFLOP per token, {:.3} GFLOP per step\n",
+        per_token / 1e6,
+        report.flops as f64 / 1e9
+    ));
     text.push_str(&format!("  peak memory  {}\n", HumanBytes(report.peak_bytes)));
     for (category, bytes) in report.bytes.iter().filter(|(_, bytes)| *bytes > 0) {
         text.push_str(&format!("    {category:<12} {}\n", HumanBytes(*bytes)));

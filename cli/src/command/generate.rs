@@ -40,7 +40,11 @@ fn write(common: &Common, matches: &ArgMatches, loaded: &Loaded) -> Result<(), R
     };
     let folder = common.out().join(stage).join("checkpoints");
     let Some(found) = checkpoint::latest(&folder)? else {
-        let why = format!("there is no checkpoint in {}; train it first: `mdlc run {}`", folder.display(), common.recipe.display());
+        let why = format!(
+            "there is no checkpoint in {}; train it first: `mdlc run {}`",
+            folder.display(),
+            common.recipe.display()
+        );
         return Err(RunError::failed(format!("writing text with `{stage}`"), why));
     };
     let prompt = tokenizer.encode(&given::<String>(matches, "prompt"))?;
@@ -68,11 +72,11 @@ fn write(common: &Common, matches: &ArgMatches, loaded: &Loaded) -> Result<(), R
 }
 
 fn trained<'a>(loaded: &'a Loaded, name: Option<&str>) -> Result<(&'a str, &'a TrainSpec), RunError> {
-    let stages = loaded.program.stages.iter().rev().filter_map(|stage| match &stage.kind {
+    let mut stages = loaded.program.stages.iter().rev().filter_map(|stage| match &stage.kind {
         StageKind::Train(spec) => Some((stage.name.as_str(), spec.as_ref())),
         _ => None,
     });
-    let found = stages.filter(|(stage, _)| name.is_none_or(|name| name == *stage)).next();
+    let found = stages.find(|(stage, _)| name.is_none_or(|name| name == *stage));
     found.ok_or_else(|| {
         let why = match name {
             Some(name) => format!("the recipe has no train stage `{name}`"),

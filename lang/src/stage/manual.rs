@@ -34,9 +34,9 @@ fn page(kind: &'static KindRow) -> String {
 }
 
 fn function(text: &mut String, row: &FunctionRow) {
-    let _ = write!(text, "- `{}`: {}\n", row.call(), row.doc);
+    let _ = writeln!(text, "- `{}`: {}", row.call(), row.doc);
     for arg in row.args {
-        let _ = write!(text, "  - `{}`: {} Takes {}; {}.\n", arg.name, arg.doc, arg.takes.expected(), need(arg));
+        let _ = writeln!(text, "  - `{}`: {} Takes {}; {}.", arg.name, arg.doc, arg.takes.expected(), need(arg));
     }
 }
 

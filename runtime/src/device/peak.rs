@@ -48,7 +48,11 @@ fn product() -> Kernel {
             n: dim(0, 1),
             k: dim(1, n),
             vals: vec![Val::strip(DType::F32)],
-            body: vec![Stmt::Store { buf: BufId(2), access: Access::affine(0, &[(Dim(0), n), (Dim(1), 1)]), val: ValId(0) }],
+            body: vec![Stmt::Store {
+                buf: BufId(2),
+                access: Access::affine(0, &[(Dim(0), n), (Dim(1), 1)]),
+                val: ValId(0),
+            }],
         }),
     }
 }

@@ -98,7 +98,10 @@ pub fn run(run: &mut Run<'_>, name: &str, spec: &EvalSpec) -> Result<(), RunErro
     tensors.allocate(evaluation.executable.plan());
     let folder = run.folder(&spec.of).join("checkpoints");
     let Some(found) = checkpoint::latest(&folder)? else {
-        return Err(RunError::failed(format!("loading `{}`", spec.of), format!("there is no checkpoint in {}", folder.display())));
+        return Err(RunError::failed(
+            format!("loading `{}`", spec.of),
+            format!("there is no checkpoint in {}", folder.display()),
+        ));
     };
     train::load_weights(&found, of, &mut tensors)?;
     let means = evaluation.measure(run, &mut tensors)?;

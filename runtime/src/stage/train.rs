@@ -82,14 +82,9 @@ impl<'a> Training<'a> {
         let mut batcher = dataset.batcher("train", spec.batch as usize, Order::Shuffled)?;
         step.lay_out(&mut batcher, &dataset.facts.data.fields);
         let evaluation = match &spec.evaluate {
-            Some(evaluate) => Some(Evaluation::new(
-                run,
-                &evaluate.graph,
-                Arc::clone(&dataset),
-                &evaluate.part,
-                spec.batch,
-                &orders,
-            )?),
+            Some(evaluate) => {
+                Some(Evaluation::new(run, &evaluate.graph, Arc::clone(&dataset), &evaluate.part, spec.batch, &orders)?)
+            }
             None => None,
         };
         let generator = match (&spec.sample, &spec.forward) {
@@ -305,5 +300,5 @@ pub fn load_weights(found: &Checkpoint, spec: &TrainSpec, tensors: &mut Tensors)
 
 fn read_into(found: &Checkpoint, name: &str, tensor: &mut Tensor) -> Result<(), RunError> {
     let shape: Vec<u64> = tensor.axes.iter().map(|axis| axis.size).collect();
-    Ok(found.read(name, tensor.dtype, &shape, tensor.data.bytes_mut())?)
+    found.read(name, tensor.dtype, &shape, tensor.data.bytes_mut())
 }

@@ -86,8 +86,12 @@ fn tensor_of(ty: &mdl_graph::Type, axes: &[mdl_graph::Axis], bytes: &[u8]) -> Op
     let places = reference::offsets(&sizes, &strides, 0);
     let word = |place: usize| bytes[place * 4..place * 4 + 4].try_into().unwrap_or_default();
     Some(match ty.dtype {
-        DType::F32 => Tensor::float(ty.clone(), places.iter().map(|&at| f64::from(f32::from_le_bytes(word(at)))).collect()),
-        DType::I32 => Tensor::int(ty.clone(), places.iter().map(|&at| i64::from(i32::from_le_bytes(word(at)))).collect()),
+        DType::F32 => {
+            Tensor::float(ty.clone(), places.iter().map(|&at| f64::from(f32::from_le_bytes(word(at)))).collect())
+        }
+        DType::I32 => {
+            Tensor::int(ty.clone(), places.iter().map(|&at| i64::from(i32::from_le_bytes(word(at)))).collect())
+        }
         DType::Bool => Tensor::bool(ty.clone(), places.iter().map(|&at| bytes[at] != 0).collect()),
         _ => return None,
     })
