@@ -54,6 +54,15 @@ struct Names {
 }
 
 impl Names {
+    /// The names outside of whatever has one there, for values that leave by another door than the result.
+    fn outward(&self, axes: &AxisSet) -> Vec<(Name, Name)> {
+        let outer = |local: &Name| match self.rest.iter().find(|(_, known)| known == local) {
+            Some((outer, _)) => outer.clone(),
+            None => self.outer(local),
+        };
+        axes.names().map(|local| (local.clone(), outer(local))).collect()
+    }
+
     fn outer(&self, local: &Name) -> Name {
         if let Some((_, outer)) = self.pairs.iter().find(|(known, _)| known == local) {
             return outer.clone();
@@ -239,6 +248,7 @@ impl Elaborator<'_> {
                 ))
             }
             FunctionKind::Constant(value) => Ok((**value).clone()),
+            FunctionKind::Watch(layer, pattern) => self.call_watched(env, layer, pattern, args, span),
             FunctionKind::Optimizer(code) => self.make_optimizer(code, args, span),
             FunctionKind::OptimizerMethod(optimizer, def) => self.call_optimizer(optimizer, def, args, span),
         }
@@ -484,7 +494,11 @@ impl Elaborator<'_> {
             };
             env = self.bind_pattern(&env, &param.pattern, value, param.span)?;
         }
+        let n_found = self.found.len();
         let value = self.eval(&env, callee.body)?;
+        if self.found.len() > n_found {
+            self.rename_found(n_found, span, &|elab, tensor| names.outward(elab.axes(tensor)))?;
+        }
         self.bring_out(&env, &names, callee.result, value, callee.body.span)
     }
 

@@ -310,6 +310,7 @@ impl Elaborator<'_> {
         match kind {
             StatementKind::Let { pattern, ty, value } => {
                 let result = self.eval_let(env, ty.as_ref(), value);
+                let result = result.and_then(|result| self.note_let(env, pattern, result, value.span));
                 let bound = result.and_then(|result| self.bind_pattern(env, pattern, result, value.span));
                 bound.unwrap_or_else(|_| poison(env, pattern))
             }
@@ -332,6 +333,19 @@ impl Elaborator<'_> {
                 env.with(name.text.as_str(), loss.unwrap_or(Value::Error))
             }
         }
+    }
+
+    /// A `let` in a function of a layer may be watched.
+    fn note_let(&mut self, env: &Env, pattern: &Pattern, value: Value, span: Span) -> Eval<Value> {
+        if !self.watches.is_empty()
+            && let PatternKind::Name(name) = &pattern.kind
+        {
+            let this = env.frame.this.borrow().clone();
+            if let Some(this) = this {
+                self.note(&this, Some(name), &value, span)?;
+            }
+        }
+        Ok(value)
     }
 
     fn eval_let(&mut self, env: &Env, ty: Option<&Type>, value: &Expr) -> Eval<Value> {

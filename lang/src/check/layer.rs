@@ -16,6 +16,7 @@ use super::value::{
     Args, Arrow, Copies, Env, Eval, Frame, FunctionKind, Given, HeaderEntry, Layer, LayerCode, LayerData, LayerKind,
     LayerMaker, MakerKind, Stop, Stored, StoredId, StoredKind, Tensor, Value,
 };
+use super::watch::Step;
 use crate::diag::Code;
 use crate::syntax::ast::{self, CopiesKind, Expr, FnDef, MemberKind, Span, TypeKind};
 
@@ -50,8 +51,10 @@ impl Elaborator<'_> {
     pub fn build_root(&mut self, root: &str, env: &Env, expr: &Expr) -> Eval<Value> {
         let root = std::mem::replace(&mut self.root, root.to_string());
         let path = std::mem::take(&mut self.path);
+        let copied = std::mem::take(&mut self.copied);
         let value = self.eval(env, expr);
         self.path = path;
+        self.copied = copied;
         self.root = root;
         value
     }
@@ -139,6 +142,7 @@ impl Elaborator<'_> {
             code: Some(code.clone()),
             root: self.root.clone(),
             path: self.path.join("."),
+            steps: self.path_steps(),
             header: entries,
             env,
             members,
@@ -356,6 +360,12 @@ impl Elaborator<'_> {
         Ok(Some(StoredId(self.stored.len() as u32 - 1)))
     }
 
+    /// The path here, with the copies on the way.
+    fn path_steps(&self) -> Vec<Step> {
+        let copies = |i: usize| self.copied.iter().find(|(len, _)| *len == i + 1).map(|(_, copies)| *copies);
+        self.path.iter().enumerate().map(|(i, name)| Step { name: name.clone(), copies: copies(i) }).collect()
+    }
+
     /// The path of a weight here; two layers that share one get numbers.
     fn free_path(&self, name: &str) -> String {
         let base: String = self.path.iter().map(|step| format!("{step}.")).collect::<String>() + name;
@@ -426,7 +436,9 @@ impl Elaborator<'_> {
         self.n_copies += 1;
         let copies = Rc::new(Copies { id: self.n_copies, kind, axis, graph });
         self.stack.push(copies.clone());
+        self.copied.push((self.path.len(), copies.axis.size));
         let built = self.eval(env, body);
+        self.copied.pop();
         self.stack.pop();
         let inner = match built? {
             Value::Layer(layer) => layer,
@@ -452,6 +464,7 @@ impl Elaborator<'_> {
             code: inner.data.code.clone(),
             root: inner.data.root.clone(),
             path: inner.data.path.clone(),
+            steps: inner.data.steps.clone(),
             header: inner.data.header.clone(),
             env: inner.data.env.clone(),
             members: Vec::new(),
@@ -559,7 +572,11 @@ impl Elaborator<'_> {
         let result = self.run(callee, args, span);
         self.in_methods.pop();
         self.scope = scope;
-        result
+        let result = result?;
+        if def.name.text == "call" {
+            self.note(layer, None, &result, span)?;
+        }
+        Ok(result)
     }
 
     /// `layer.name`: an axis, a member or a function, in the names of who looks.

@@ -58,6 +58,7 @@ pub(super) struct LoopResults {
 /// What is undone when a body is evaluated again.
 struct Snapshot {
     n_losses: usize,
+    n_found: usize,
     next: BTreeMap<StoredId, Tensor>,
     scope_next: Vec<BTreeMap<StoredId, Tensor>>,
     places: std::collections::HashMap<String, u32>,
@@ -186,11 +187,12 @@ impl Elaborator<'_> {
         let kind = ScopeKind::Each { hidden: hidden.clone() };
         self.hidden.push(Axis::new(hidden.clone(), axis.size));
         self.scopes.push(CopiesScope { id: copies.id, kind, next: BTreeMap::new() });
-        let n_losses = self.losses.len();
+        let (n_losses, n_found) = (self.losses.len(), self.found.len());
         let result = self.call_layer(env, inner, given, args, span);
         let scope = self.scopes.pop();
         self.hidden.pop();
         let result = result?;
+        self.rename_found(n_found, span, &|_, _| vec![(hidden.clone(), axis.name.clone())])?;
         self.sum_losses(n_losses, std::slice::from_ref(&hidden))?;
         let own = AxisSet::of([Axis::new(hidden.clone(), axis.size)]).unwrap_or_default();
         for (id, tensor) in scope.map(|scope| scope.next).unwrap_or_default() {
@@ -229,11 +231,14 @@ impl Elaborator<'_> {
             kind: ScopeKind::Picked { index },
             next: BTreeMap::new(),
         });
-        let n_losses = self.losses.len();
+        let (n_losses, n_found) = (self.losses.len(), self.found.len());
         let result = self.call_layer(env, inner, given, args, span);
         let scope = self.scopes.pop();
         self.hidden.truncate(n_hidden);
         let result = result?;
+        self.rename_found(n_found, span, &|_, _| {
+            inward.iter().map(|(name, hidden)| (hidden.clone(), name.clone())).collect()
+        })?;
         let names: Vec<Name> = inward.iter().map(|(_, hidden)| hidden.clone()).collect();
         self.sum_losses(n_losses, &names)?;
         if scope.is_some_and(|scope| !scope.next.is_empty()) {
@@ -411,6 +416,7 @@ impl Elaborator<'_> {
                 Err(stop) => {
                     self.levels.pop();
                     self.losses.truncate(snapshot.n_losses);
+                    self.found.truncate(snapshot.n_found);
                     return Err(stop);
                 }
             };
@@ -480,15 +486,27 @@ impl Elaborator<'_> {
             let tensor = self.losses[*i].tensor.clone();
             outputs.push(self.node(&tensor));
         }
+        let mut noted = Vec::new();
+        for i in 0..self.found.len() {
+            let value = self.found[i].value.clone();
+            let (tree, tensors) = self.flatten(&value, span)?;
+            if tensors.iter().any(|tensor| tensor.level == level) {
+                for tensor in &tensors {
+                    outputs.push(self.node(tensor));
+                }
+                noted.push((i, tree, tensors.len()));
+            }
+        }
+        let n_noted: usize = noted.iter().map(|(_, _, n)| n).sum();
         if let Some(until) = &body.until {
-            if !inner_losses.is_empty() {
-                let message = "a layer called in a loop with `until` declares a loss";
+            if !inner_losses.is_empty() || n_noted > 0 {
+                let message = "a layer called in a loop with `until` declares a loss, or is watched";
                 self.levels.pop();
                 return Err(self.error(
                     Code::E0220,
                     message,
                     span,
-                    "the loop may end early, so that the loss has no fixed sum",
+                    "the loop may end early, so that its positions have no fixed number",
                 ));
             }
             outputs.push(self.node(until));
@@ -535,8 +553,12 @@ impl Elaborator<'_> {
         let args: Vec<Tensor> = args.into_iter().map(|node| self.tensor(node)).collect();
         let node = self.emit(Op::Loop(Box::new(inner)), &args.iter().collect::<Vec<_>>(), span)?;
         let mut results = Vec::new();
-        for k in 0..carries + n_stacked + inner_losses.len() {
+        for k in 0..carries + n_stacked + inner_losses.len() + n_noted {
             results.push(self.emit(Op::Get(k as u32), &[&node], span)?);
+        }
+        let mut seen = results.split_off(carries + n_stacked + inner_losses.len()).into_iter();
+        for (i, tree, _) in noted {
+            self.found[i].value = unflatten(&tree, &mut seen);
         }
         let losses = results.split_off(carries + n_stacked);
         for (i, stacked) in inner_losses.into_iter().zip(losses) {
@@ -549,6 +571,7 @@ impl Elaborator<'_> {
     fn snapshot(&self) -> Snapshot {
         Snapshot {
             n_losses: self.losses.len(),
+            n_found: self.found.len(),
             next: self.next.clone(),
             scope_next: self.scopes.iter().map(|scope| scope.next.clone()).collect(),
             places: self.places.clone(),
@@ -558,6 +581,7 @@ impl Elaborator<'_> {
 
     fn restore(&mut self, snapshot: Snapshot) {
         self.losses.truncate(snapshot.n_losses);
+        self.found.truncate(snapshot.n_found);
         self.next = snapshot.next;
         for (scope, next) in self.scopes.iter_mut().zip(snapshot.scope_next) {
             scope.next = next;
@@ -841,12 +865,13 @@ impl Elaborator<'_> {
         self.n_mapped += 1;
         let level = u32::MAX;
         env.frame.dead.borrow_mut().push((axis.name.clone(), level));
-        let n_losses = self.losses.len();
+        let (n_losses, n_found) = (self.losses.len(), self.found.len());
         let result = self.call_in(&env, &function, args, function_span);
         env.frame.dead.borrow_mut().pop();
         self.n_mapped -= 1;
         self.hidden.pop();
         let result = result?;
+        self.rename_found(n_found, span, &|_, _| vec![(hidden.clone(), axis.name.clone())])?;
         self.sum_losses(n_losses, std::slice::from_ref(&hidden))?;
         let own = AxisSet::of([own]).unwrap_or_default();
         self.each_tensor(&result, &mut |elab, tensor| {

@@ -67,6 +67,7 @@ mod scope;
 mod train;
 mod types;
 pub mod value;
+mod watch;
 mod world;
 
 use std::collections::{BTreeMap, HashMap};
@@ -113,6 +114,8 @@ pub struct Elaborator<'w> {
     stored: Vec<Stored>,
     root: String,
     path: Vec<String>,
+    /// Where copies begin: how long the path was, and how many they are.
+    copied: Vec<(usize, u64)>,
     stack: Vec<Rc<value::Copies>>,
     trained: Vec<String>,
 
@@ -125,6 +128,8 @@ pub struct Elaborator<'w> {
     next: BTreeMap<StoredId, Tensor>,
     scopes: Vec<loops::CopiesScope>,
     losses: Vec<loops::Loss>,
+    watches: Vec<watch::Watch>,
+    found: Vec<watch::Found>,
     /// The states that each open loop's body changes, in the order of what it stacks.
     loop_states: Vec<Vec<StoredId>>,
     /// States of the optimizer that runs: name, value, type of one layer's.
@@ -173,6 +178,9 @@ impl<'w> Elaborator<'w> {
             next: BTreeMap::new(),
             scopes: Vec::new(),
             losses: Vec::new(),
+            watches: Vec::new(),
+            found: Vec::new(),
+            copied: Vec::new(),
             loop_states: Vec::new(),
             optimizer_next: Vec::new(),
             places: HashMap::new(),

@@ -38,6 +38,8 @@ impl Elaborator<'_> {
         self.inputs.clear();
         self.next.clear();
         self.losses.clear();
+        self.watches.clear();
+        self.found.clear();
         self.places.clear();
         self.overrides.clear();
         self.scopes.clear();

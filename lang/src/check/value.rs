@@ -147,6 +147,8 @@ pub struct LayerData {
     pub code: Option<Rc<LayerCode>>,
     pub root: String,
     pub path: String,
+    /// The path with the copies on the way.
+    pub steps: Vec<super::watch::Step>,
     /// Header entries in order: their text, whether a pack, and the names inside.
     pub(super) header: Vec<HeaderEntry>,
     /// The scope after all members: what methods see.
@@ -231,6 +233,8 @@ pub enum FunctionKind {
     },
     /// A number where a function is expected: a constant schedule.
     Constant(Rc<Value>),
+    /// `watch(model, "blocks.*")`
+    Watch(Layer, Rc<str>),
     /// `adamw`, before it has its parameters.
     Optimizer(Rc<OptimizerCode>),
     /// `inner.step` of an optimizer.

@@ -106,6 +106,7 @@ builtins! {
     "uniform", "`uniform[batch, t](low: 0, high: 1)`: a draw in [low, high) for each position", make::uniform, fill make::fill_uniform;
     "grad", "`grad(y, of: x)`: the gradient of a number, of a tensor or of a model", make::only_bracket;
     "weights", "`weights(model)`: a record of its weights by path", make::weights;
+    "watch", "`watch(model, \"blocks.*\")(x)`: (result, what the layers at a path give)", crate::check::watch::watch;
     "json", "`json(path)`: the value of a JSON file", make::json;
 }
 
@@ -129,7 +130,7 @@ static CONSTANTS: &[Builtin] = &[
 ];
 
 /// What is of the language, but comes later.
-const LATER: &[&str] = &["decoder", "watch", "merge", "load", "generate", "assistant"];
+const LATER: &[&str] = &["decoder", "merge", "load", "generate", "assistant"];
 
 pub(super) fn find(name: &str) -> Option<&'static Builtin> {
     BUILTINS.iter().chain(CONSTANTS).find(|builtin| builtin.name == name)
