@@ -61,7 +61,8 @@ fn classifier() -> Graph {
     let grads = g.gets(grad);
     g.set_here(Phase::Update, Span::default(), None);
     let rate = g.constant(0.5, f);
-    for (k, (weight, grad)) in [w, b].into_iter().zip(grads).collect::<Vec<(NodeId, NodeId)>>().into_iter().enumerate() {
+    for (k, (weight, grad)) in [w, b].into_iter().zip(grads).collect::<Vec<(NodeId, NodeId)>>().into_iter().enumerate()
+    {
         let step = g.add(Op::Mul, &[grad, rate]);
         let next = g.add(Op::Sub, &[weight, step]);
         let name = g.inputs()[k].name.clone();
@@ -75,5 +76,5 @@ fn the_plan_of_a_classifier() {
     let graph = pass::prepare(&classifier(), &pass::Options::default()).unwrap();
     let plan = plan(&graph, &PlanOptions::default()).unwrap();
     plan.verify().unwrap();
-    golden("classifier.txt", &plan.to_string());
+    golden("classifier.txt", &format!("{}{plan}", plan.report.table()));
 }

@@ -191,23 +191,10 @@ pub(super) fn contract(contract: &mut Contract) {
             alive[outer] = false;
         }
     }
-    // One dimension a side is a matrix; what else a side has becomes a batch of products.
-    let side = |which: usize| (0..dims.len()).filter(|dim| alive[*dim] && class(*dim) == which).collect::<Vec<_>>();
-    let (batch, m, n) = (side(0), side(1), side(2));
-    let widest = m.iter().copied().rev().max_by_key(|dim| dims[*dim].extent);
-    let last = n.last().copied();
-    let loose =
-        m.iter().copied().filter(|dim| Some(*dim) != widest).chain(n.iter().copied().filter(|dim| Some(*dim) != last));
-    let batch: Vec<usize> = batch.into_iter().chain(loose).collect();
-    let order: Vec<usize> = batch.iter().copied().chain(widest).chain(last).collect();
-    let mut to = vec![Dim(0); dims.len().max(1)];
-    for (at, dim) in order.iter().enumerate() {
-        to[*dim] = Dim(at as u32);
-    }
-    moves.rename(&to);
-    contract.batch = batch.iter().map(|dim| dims[*dim]).collect();
-    contract.m = widest.iter().map(|dim| dims[*dim]).collect();
-    contract.n = last.iter().map(|dim| dims[*dim]).collect();
+    moves.rename(&renumbered(&alive));
+    let side =
+        |which: usize| (0..dims.len()).filter(|dim| alive[*dim] && class(*dim) == which).map(|dim| dims[dim]).collect();
+    (contract.batch, contract.m, contract.n) = (side(0), side(1), side(2));
 }
 
 fn joins(outer: &ContractDim, inner: &ContractDim) -> bool {
