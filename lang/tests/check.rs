@@ -221,6 +221,7 @@ fn golden() {
 #[test]
 fn by_hand() {
     if let Ok(path) = std::env::var("CHECK_CASES") {
+        #[expect(clippy::print_stdout, reason = "asked for by hand")]
         println!("{}", run_cases(&std::fs::read_to_string(path).expect("a readable case")));
     }
 }

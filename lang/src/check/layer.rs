@@ -10,7 +10,8 @@ use mdl_graph::{Axis, AxisSet, DType, InputKind, Name, Type};
 
 use super::Elaborator;
 use super::axes::Filled;
-use super::call::{Callee, code_def_label, pattern_name};
+use super::call::{code_def_label, pattern_name};
+use super::cross::Callee;
 use super::scope::{plain, untwinned};
 use super::value::{
     Args, Arrow, Copies, Env, Eval, Frame, FunctionKind, Given, HeaderEntry, Layer, LayerCode, LayerData, LayerKind,

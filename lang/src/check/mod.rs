@@ -56,15 +56,20 @@ mod axes;
 mod bracket;
 mod builtins;
 mod call;
+mod copies;
+mod cross;
 mod draw;
 mod eval;
+mod fill;
 mod graphs;
 mod layer;
 mod load;
 mod loops;
 mod names;
 mod scope;
+mod states;
 mod train;
+mod tree;
 mod types;
 pub mod value;
 mod watch;
@@ -126,8 +131,8 @@ pub struct Elaborator<'w> {
     scope: Name,
     overrides: HashMap<StoredId, Tensor>,
     next: BTreeMap<StoredId, Tensor>,
-    scopes: Vec<loops::CopiesScope>,
-    losses: Vec<loops::Loss>,
+    scopes: Vec<copies::CopiesScope>,
+    losses: Vec<states::Loss>,
     watches: Vec<watch::Watch>,
     found: Vec<watch::Found>,
     /// The states that each open loop's body changes, in the order of what it stacks.

@@ -5,7 +5,8 @@ use std::rc::Rc;
 use mdl_graph::{Axis, AxisSet, DType, Graph, InputId, InputKind, Name, NodeId, Op, Phase, Role, Type};
 
 use super::Elaborator;
-use super::call::{Callee, pattern_name};
+use super::call::pattern_name;
+use super::cross::Callee;
 use super::graphs::Level;
 use super::value::{
     Args, Arrow, Env, Eval, Frame, FunctionKind, Optimizer, OptimizerCode, Stop, StoredId, StoredKind, Tensor, Value,

@@ -20,6 +20,9 @@ pub struct Step {
     pub copies: Option<u64>,
 }
 
+/// Old and new names.
+pub(super) type Renames = Vec<(Name, Name)>;
+
 /// One `watch` that is running.
 pub(super) struct Watch {
     pattern: Pattern,
@@ -108,7 +111,7 @@ impl Elaborator<'_> {
         &mut self,
         from: usize,
         span: Span,
-        change: &dyn Fn(&Self, &Tensor) -> Vec<(Name, Name)>,
+        change: &dyn Fn(&Self, &Tensor) -> Renames,
     ) -> Eval<()> {
         for i in from..self.found.len() {
             let value = self.found[i].value.clone();
