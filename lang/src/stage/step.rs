@@ -17,6 +17,7 @@ use super::graph_span;
 use super::objective::Measured;
 use super::optimize::Candidate;
 use super::read::Compute;
+use super::schema::MANY;
 
 /// The axis that every field of a batch has.
 const BATCH: &str = "batch";
@@ -71,6 +72,7 @@ impl Context<'_> {
             self.report(Diagnostic::error(Code::E0317, message).label(span, "in this block"));
             return None;
         }
+        self.weights_fit(weights.iter().chain(&layer_states), span)?;
         let candidates = self.optimizers(optimizer);
         let owners = candidates.as_ref().and_then(|candidates| self.assign(candidates, &weights));
         let average = match average {
@@ -89,6 +91,26 @@ impl Context<'_> {
         let step = self.step_graph(trained, &model, &objective, &parts)?;
         let init = self.init_graph(&parts, span).ok()?;
         Some(TrainingGraphs { weights: self.weights_of(&parts), states: self.states_of(&parts), init, step })
+    }
+
+    /// Graphs count the elements of a tensor in `i32`.
+    fn weights_fit<'i>(&mut self, ids: impl Iterator<Item = &'i StoredId>, span: Span) -> Option<()> {
+        for id in ids {
+            let stored = self.stored(*id);
+            let axes = stored.stack.iter().chain(&stored.axes);
+            let count = axes.fold(1u128, |count, axis| count.saturating_mul(axis.size.into()));
+            if count > MANY as u128 {
+                let message = format!("the weight `{}` has {count} elements, more than {MANY}", stored.path);
+                let place = stored.span;
+                self.report(
+                    Diagnostic::error(Code::E0317, message)
+                        .label(place, "this weight")
+                        .label(span, "trained by this block"),
+                );
+                return None;
+            }
+        }
+        Some(())
     }
 
     fn average(&mut self, expr: &Expr) -> Option<Value> {
