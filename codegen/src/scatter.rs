@@ -60,6 +60,11 @@ pub(crate) unsafe fn run(scatter: &Scatter, dtype: DType, index_dtype: DType, bu
         let last = (scatter.extent * (range + 1) / ranges) as i64;
         let target = |at: i64| scatter.out.base + keep_out + scatter.stride * at;
         for at in first..last {
+            if contiguous {
+                // SAFETY: `verify` checked the whole block of out; a run of zero bits is a run of zeros.
+                unsafe { out.cast::<f32>().offset(target(at) as isize).write_bytes(0, n_inner as usize) };
+                continue;
+            }
             for inner in 0..n_inner {
                 let to = target(at) + offsets(&scatter.inner, inner).2;
                 // SAFETY: `verify` checked the whole block of out.
@@ -67,13 +72,18 @@ pub(crate) unsafe fn run(scatter: &Scatter, dtype: DType, index_dtype: DType, bu
             }
         }
         for point in 0..n_points {
-            let (point_rows, point_index, _) = offsets(&scatter.points, point);
+            // Points of one dimension, and those side by side, need no division.
+            let point_index = match &scatter.points[..] {
+                [only] => point as i64 * only.index,
+                all => offsets(all, point).1,
+            };
             // SAFETY: `verify` checked the whole block of the index.
             let at = unsafe { memory::read(index, index_dtype, scatter.index.base + keep_index + point_index) };
             let Scalar::Int(at) = at else { continue };
             if at < first || at >= last {
                 continue;
             }
+            let point_rows = offsets(&scatter.points, point).0;
             let from = scatter.rows.base + keep_rows + point_rows;
             if contiguous {
                 // SAFETY: both runs of `n_inner` numbers were checked by `verify`; rows and out do not overlap.
