@@ -111,7 +111,8 @@ fn menu(graph: &Graph, pair: &Pair) -> Vec<Choice> {
     now.sort();
     now.dedup();
     let mut menu = vec![Choice { bytes: bytes(&now) * inner.axis.size, saved: now, cost: 0 }];
-    let mut thresholds: Vec<u64> = forward.ids().filter(|id| !is_cheap(forward, *id)).map(|id| price(forward, id)).collect();
+    let mut thresholds: Vec<u64> =
+        forward.ids().filter(|id| !is_cheap(forward, *id)).map(|id| price(forward, id)).collect();
     thresholds.sort();
     thresholds.dedup();
     let stride = thresholds.len().div_ceil(OPTIONS).max(1);
