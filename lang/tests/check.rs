@@ -219,9 +219,9 @@ fn golden() {
 
 /// For the eye: `CHECK_CASES=file cargo test -p mdl-lang --test check -- --nocapture by_hand`.
 #[test]
+#[expect(clippy::print_stdout, reason = "asked for by hand")]
 fn by_hand() {
     if let Ok(path) = std::env::var("CHECK_CASES") {
-        #[expect(clippy::print_stdout, reason = "asked for by hand")]
         println!("{}", run_cases(&std::fs::read_to_string(path).expect("a readable case")));
     }
 }
