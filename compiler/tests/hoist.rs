@@ -63,10 +63,11 @@ fn weight_gradients_leave_the_loop() {
             assert!(is_close(a, b, 1e-9));
         }
     }
-    let backward = prepared.nodes().iter().filter_map(|node| node.op.body()).last().unwrap();
+    let backward = prepared.nodes().iter().filter_map(|node| node.op.body()).next_back().unwrap();
     assert_eq!(products(backward), 1, "only the way back to h is left inside\n{prepared}");
     assert_eq!(products(&prepared), 2, "{prepared}");
-    let Some(Op::Loop(inner)) = prepared.nodes().iter().map(|node| &node.op).filter(|op| op.body().is_some()).last()
+    let Some(Op::Loop(inner)) =
+        prepared.nodes().iter().map(|node| &node.op).filter(|op| op.body().is_some()).next_back()
     else {
         panic!("no loop")
     };

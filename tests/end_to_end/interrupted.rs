@@ -79,6 +79,22 @@ fn ctrl_c_saves_and_the_next_run_goes_on() {
     let out = folder.path("out").to_str().expect("a path of ASCII").to_string();
     let whole = folder.path("whole").to_str().expect("a path of ASCII").to_string();
     succeed(&words(&recipe, &whole, &[]));
+    // In f16 the scale of the loss is remembered too.
+    let half = ["--precision", "f16"];
+    let (halves, half_out) = (folder.path("halves"), folder.path("half"));
+    let (halves, half_out) = (halves.to_str().expect("ASCII"), half_out.to_str().expect("ASCII"));
+    succeed(&words(&recipe, halves, &half));
+    let mut child = mdlc(&words(&recipe, half_out, &half)).spawn().expect("mdlc starts");
+    let half_metrics = Path::new(half_out).join("base/metrics.jsonl");
+    while !half_metrics.is_file() {
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    std::thread::sleep(Duration::from_millis(100));
+    child.kill().expect("mdlc can be killed");
+    child.wait().expect("mdlc has ended");
+    succeed(&words(&recipe, half_out, &half));
+    assert_eq!(weights(halves), weights(half_out), "f16, killed and resumed");
+
     let child = mdlc(&words(&recipe, &out, &["--threads", "1"])).spawn().expect("mdlc starts");
     let metrics_file = Path::new(&out).join("base/metrics.jsonl");
     while !metrics_file.is_file() {

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use mdl_data::{Batcher, Dataset, Order};
-use mdl_graph::Name;
+use mdl_graph::{InputKind, Name};
 use mdl_lang::spec::{Sample, TrainSpec};
 
 use crate::checkpoint::{self, Checkpoint, TensorView};
@@ -133,6 +133,11 @@ impl<'a> Training<'a> {
         match found.filter(|found| found.recipe == self.hash) {
             Some(found) => {
                 load_weights(&found, self.spec, &mut self.tensors)?;
+                for name in kept_states(self.spec, &self.step) {
+                    if let Some(tensor) = self.tensors.get_mut(name.as_str()) {
+                        read_into(&found, name.as_str(), tensor)?;
+                    }
+                }
                 self.done = found.step;
                 self.saved = Some(found.step);
                 self.evaluations = self.log.resume(found.step)?;
@@ -259,13 +264,21 @@ impl<'a> Training<'a> {
             None => mdl_graph::bug!("`{name}` is not in memory"),
         };
         let weights: Vec<_> = self.spec.weights.iter().map(|weight| view(&weight.path)).collect();
-        let states: Vec<_> = self.spec.states.iter().map(|state| view(&state.name)).collect();
+        let states: Vec<_> = kept_states(self.spec, &self.step).iter().map(view).collect();
         self.log.flush()?;
         let path = checkpoint::save(&home, self.done, self.seed, self.hash, &weights, &states, self.spec.save.keep)?;
         self.saved = Some(self.done);
         run.observer.observe(Event::Saved { stage: self.name.clone(), step: self.done, path: path.clone() });
         Ok(path)
     }
+}
+
+/// The states that training goes on from: the recipe's, and those that the compiler added, such as the scale of the loss in `f16`.
+fn kept_states(spec: &TrainSpec, step: &Executable) -> Vec<Name> {
+    let mut names: Vec<Name> = spec.states.iter().map(|state| state.name.clone()).collect();
+    let added = step.plan().states.iter().filter(|state| state.kind == InputKind::State).map(|state| &state.name);
+    names.extend(added.filter(|name| !spec.states.iter().any(|state| state.name == **name)).cloned());
+    names
 }
 
 /// Writes the first weights and states, as the recipe's initializers say.
