@@ -66,9 +66,7 @@ fn weight_gradients_leave_the_loop() {
     let backward = prepared.nodes().iter().filter_map(|node| node.op.body()).next_back().unwrap();
     assert_eq!(products(backward), 1, "only the way back to h is left inside\n{prepared}");
     assert_eq!(products(&prepared), 2, "{prepared}");
-    let Some(Op::Loop(inner)) =
-        prepared.nodes().iter().map(|node| &node.op).filter(|op| op.body().is_some()).next_back()
-    else {
+    let Some(Op::Loop(inner)) = prepared.nodes().iter().map(|node| &node.op).rfind(|op| op.body().is_some()) else {
         panic!("no loop")
     };
     assert_eq!(inner.carries, 1, "no accumulators\n{prepared}");
