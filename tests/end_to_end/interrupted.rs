@@ -80,7 +80,7 @@ fn ctrl_c_saves_and_the_next_run_goes_on() {
     let whole = folder.path("whole").to_str().expect("a path of ASCII").to_string();
     succeed(&words(&recipe, &whole, &[]));
     // In f16 the scale of the loss is remembered too.
-    let half = ["--precision", "f16", "--threads", "1"];
+    let half = ["--precision", "f16"];
     let (halves, half_out) = (folder.path("halves"), folder.path("half"));
     let (halves, half_out) = (halves.to_str().expect("ASCII"), half_out.to_str().expect("ASCII"));
     succeed(&words(&recipe, halves, &half));

@@ -11,10 +11,10 @@ use std::time::Instant;
 
 use mdl_data::{Batcher, Dataset, Order};
 use mdl_graph::{InputKind, Name};
-use mdl_lang::spec::{Sample, TrainSpec};
+use mdl_lang::spec::{Precision, Sample, TrainSpec};
 
 use crate::checkpoint::{self, Checkpoint, TensorView};
-use crate::device::{Executable, Tensor, Tensors, plan_step};
+use crate::device::{Cpu, Executable, Tensor, Tensors, plan_step};
 use crate::error::RunError;
 use crate::event::{Event, Step};
 use crate::generate::{Choice, Generator};
@@ -40,6 +40,12 @@ pub fn orders(spec: &TrainSpec) -> Orders {
 /// Trains, from the last checkpoint if there is one of the same recipe.
 pub fn run(run: &mut Run<'_>, name: &str, spec: &TrainSpec, hash: &str) -> Result<(), RunError> {
     let dataset = run.dataset_of(&spec.data)?;
+    if spec.precision == Precision::F16 && run.cpu.threads() > 1 {
+        // On several threads the update of f16 is not the same from run to run yet, and a run is to be its own witness.
+        run.observer
+            .observe(Event::Warned("f16 trains on one thread, so that its bits are the same in every run".into()));
+        run.cpu = Cpu::new(Some(1))?;
+    }
     let mut training = Training::new(run, name, spec, hash, dataset)?;
     training.start(run)?;
     training.go_on(run)
