@@ -123,14 +123,3 @@ fn orders_of_axes_can_be_chosen() {
     let error = plan(&graph, &wrong).unwrap_err().to_string();
     assert_eq!(error, "the order asked for `tokens.w` is not one of its axes f32[vocab:11, width:8]");
 }
-
-#[test]
-#[ignore = "writes the plans of three sizes to the temporary folder, for reading"]
-fn show() {
-    for (name, shape) in [("tiny", TINY), ("char", CHAR), ("mid", MID)] {
-        let graph = prepared(&shape);
-        let plan = planned(&graph);
-        let text = format!("{graph}\n{}\n{:?}\n{plan}", plan.report.table(), plan.report);
-        std::fs::write(std::env::temp_dir().join(format!("plan_{name}.txt")), text).unwrap();
-    }
-}
