@@ -8,7 +8,7 @@ use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
 use mdl_lang::spec;
 
 /// Commands that read a recipe, and so have its `arg`s as flags.
-pub(crate) const ON_RECIPES: [&str; 4] = ["run", "check", "build", "generate"];
+pub(crate) const ON_RECIPES: [&str; 5] = ["run", "check", "build", "profile", "generate"];
 
 /// What every command on a recipe takes.
 #[derive(Clone, Debug)]
@@ -88,6 +88,17 @@ pub(crate) fn command(recipe_args: &[spec::Arg]) -> Command {
         )
         .arg(flag("stage", "NAME", "The stage to print [default: the first that trains]"))
         .arg(flag("dump-after", "PASS", "Prints the graph after this pass instead"));
+    let profile = on_recipe(
+        Command::new("profile").about("Times every kernel of a training step against what this machine can do"),
+        recipe_args,
+    )
+    .arg(flag("stage", "NAME", "The stage to measure [default: the first that trains]"))
+    .arg(
+        flag("measure", "N", "Steps to measure; the median one is shown")
+            .value_parser(value_parser!(u64).range(1..))
+            .default_value("5"),
+    )
+    .arg(flag("trace", "FILE", "Writes that step as a Chrome trace, which Perfetto opens"));
     let generate = on_recipe(Command::new("generate").about("Writes text with a trained stage"), recipe_args)
         .arg(flag("stage", "NAME", "The trained stage [default: the last one that trains]"))
         .arg(flag("prompt", "TEXT", "What the text begins with").required(true))
@@ -121,12 +132,12 @@ pub(crate) fn command(recipe_args: &[spec::Arg]) -> Command {
         .arg(color())
         .subcommand_required(true)
         .arg_required_else_help(true)
-        .subcommands([run, check, build, generate, fmt, explain])
+        .subcommands([run, check, build, profile, generate, fmt, explain])
 }
 
 /// The recipe that a command line names: the first word after the command that is no flag and no flag's value.
 pub(crate) fn find_recipe(words: &[OsString]) -> Option<PathBuf> {
-    const VALUED: [&str; 12] = [
+    const VALUED: [&str; 15] = [
         "--out",
         "--threads",
         "--device",
@@ -139,6 +150,9 @@ pub(crate) fn find_recipe(words: &[OsString]) -> Option<PathBuf> {
         "--new",
         "--temperature",
         "--top-k",
+        "--top-p",
+        "--measure",
+        "--trace",
     ];
     let mut words = words.iter().skip(1).map(|word| word.to_string_lossy());
     words.by_ref().find(|word| ON_RECIPES.contains(&word.as_ref()))?;

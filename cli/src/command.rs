@@ -5,12 +5,14 @@ mod check;
 mod explain;
 mod fmt;
 mod generate;
+mod profile;
 mod run;
 
 use std::ffi::OsString;
 use std::io::{IsTerminal, Write};
 
 use clap::ArgMatches;
+use mdl_lang::spec::{StageKind, TrainSpec};
 use mdl_runtime::error::RunError;
 
 use crate::args::{self, Common};
@@ -47,6 +49,7 @@ pub(crate) fn main(words: Vec<OsString>) -> u8 {
         Some(("run", matches)) => run::run(&Common::of(matches, &recipe_args), color),
         Some(("check", matches)) => check::check(&Common::of(matches, &recipe_args), color),
         Some(("build", matches)) => build::build(&Common::of(matches, &recipe_args), matches, color),
+        Some(("profile", matches)) => profile::run(&Common::of(matches, &recipe_args), matches, color),
         Some(("generate", matches)) => generate::generate(&Common::of(matches, &recipe_args), matches, color),
         Some(("fmt", matches)) => fmt::fmt(matches, color),
         Some(("explain", matches)) => explain::explain(matches),
@@ -93,6 +96,18 @@ fn report(loaded: &Loaded, json: bool, color: bool) {
     } else if !loaded.diagnostics.is_empty() {
         let _ = write!(std::io::stderr(), "{}", paint::paint(&loaded.diagnostics, &loaded.sources, color));
     }
+}
+
+/// The train stage of that name, or the first.
+pub(crate) fn train_stage<'a>(loaded: &'a Loaded, name: Option<&str>) -> Result<(&'a str, &'a TrainSpec), String> {
+    let mut found = loaded.program.stages.iter().filter_map(|stage| match &stage.kind {
+        StageKind::Train(spec) if name.is_none_or(|name| name == stage.name) => Some((&*stage.name, spec.as_ref())),
+        _ => None,
+    });
+    found.next().ok_or_else(|| match name {
+        Some(name) => format!("the recipe has no train stage `{name}`"),
+        None => "the recipe has no train stage".to_string(),
+    })
 }
 
 /// A number given by a flag that has a default.

@@ -2,15 +2,17 @@
 
 use crate::kernel::{Kernel, Nest, Rank, Stmt, Val, ValId, Work};
 
+/// Of one launch.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Cost {
+pub struct Cost {
     /// Additions, multiplications and other operations on numbers, one each.
-    pub(crate) flops: u64,
+    pub flops: u64,
     /// Bytes of its buffers: each is read or written once.
-    pub(crate) bytes: u64,
+    pub bytes: u64,
 }
 
-pub(crate) fn kernel(kernel: &Kernel) -> Cost {
+/// The cost of a launch of a kernel.
+pub fn kernel(kernel: &Kernel) -> Cost {
     let bytes = kernel.bufs.iter().map(|buf| buf.len * buf.dtype.size_bytes()).sum();
     let product = |extents: &mut dyn Iterator<Item = u64>| extents.fold(1u64, u64::saturating_mul);
     let flops = match &kernel.work {

@@ -6,7 +6,7 @@
 //! files, threads, and the language: this crate knows graphs only.
 
 pub mod budget;
-mod cost;
+pub mod cost;
 pub mod decode;
 mod fuse;
 pub mod grad;

@@ -11,7 +11,7 @@ mod tensors;
 
 pub use block::Block;
 pub use executable::{BuildError, Element, Executable};
-pub use peak::peak_flops;
+pub use peak::{copy_bytes_per_second, peak_flops};
 pub use tensors::{Tensor, Tensors};
 
 use mdl_codegen::{Isa, Pool};

@@ -9,6 +9,7 @@ pub mod error;
 pub mod event;
 pub mod generate;
 pub mod metrics;
+pub mod profile;
 pub mod run;
 pub mod stage;
 pub mod tfevents;

@@ -4,10 +4,9 @@ use clap::ArgMatches;
 use mdl_compiler::pass::{PASSES, Pass, prepare_watched};
 use mdl_compiler::plan::{GroupReport, Report};
 use mdl_graph::Graph;
-use mdl_lang::spec::{StageKind, TrainSpec};
 use mdl_runtime::device::{options, plan_step};
 
-use super::{fail, given, loaded};
+use super::{fail, given, loaded, train_stage};
 use crate::args::Common;
 use crate::exit;
 use crate::load::Loaded;
@@ -24,7 +23,7 @@ pub(super) fn build(common: &Common, matches: &ArgMatches, color: bool) -> u8 {
     let emit: String = given(matches, "emit");
     let stage = matches.get_one::<String>("stage").map(String::as_str);
     let pass = matches.get_one::<String>("dump-after").map(String::as_str);
-    match text(&loaded, &emit, stage, pass) {
+    match text(&loaded, &emit, stage, pass, common.json) {
         Ok(text) => {
             print_line(text.trim_end());
             0
@@ -36,9 +35,9 @@ pub(super) fn build(common: &Common, matches: &ArgMatches, color: bool) -> u8 {
     }
 }
 
-fn text(loaded: &Loaded, emit: &str, stage: Option<&str>, pass: Option<&str>) -> Result<String, String> {
+fn text(loaded: &Loaded, emit: &str, stage: Option<&str>, pass: Option<&str>, as_json: bool) -> Result<String, String> {
     if let Some(pass) = pass {
-        let spec = train_stage(loaded, stage)?;
+        let (_, spec) = train_stage(loaded, stage)?;
         if !PASSES.iter().any(|known| known.name == pass) {
             let names: Vec<&str> = PASSES.iter().map(|pass| pass.name).collect();
             return Err(format!("there is no pass `{pass}`; there are {}", names.join(", ")));
@@ -60,10 +59,14 @@ fn text(loaded: &Loaded, emit: &str, stage: Option<&str>, pass: Option<&str>) ->
             serde_json::to_string_pretty(&file).map_err(json)
         }
         "program" => serde_json::to_string_pretty(&loaded.program).map_err(json),
-        "graph" => Ok(train_stage(loaded, stage)?.step.to_string()),
+        "graph" if as_json => serde_json::to_string(&train_stage(loaded, stage)?.1.step).map_err(json),
+        "graph" => Ok(train_stage(loaded, stage)?.1.step.to_string()),
         _ => {
-            let plan = plan_step(train_stage(loaded, stage)?).map_err(|error| error.to_string())?;
+            let plan = plan_step(train_stage(loaded, stage)?.1).map_err(|error| error.to_string())?;
             match emit {
+                "fused" if as_json => serde_json::to_string(&plan.report.groups).map_err(json),
+                "kernels" if as_json => serde_json::to_string(&plan.kernels).map_err(json),
+                "plan" if as_json => serde_json::to_string(&plan).map_err(json),
                 "fused" => Ok(groups(&plan.report)),
                 "kernels" => Ok(plan.kernels.iter().map(|kernel| format!("{kernel}\n")).collect()),
                 "clif" => {
@@ -87,15 +90,4 @@ fn groups(report: &Report) -> String {
         ));
     }
     text
-}
-
-fn train_stage<'a>(loaded: &'a Loaded, name: Option<&str>) -> Result<&'a TrainSpec, String> {
-    let mut found = loaded.program.stages.iter().filter_map(|stage| match &stage.kind {
-        StageKind::Train(spec) if name.is_none_or(|name| name == stage.name) => Some(spec.as_ref()),
-        _ => None,
-    });
-    found.next().ok_or_else(|| match name {
-        Some(name) => format!("the recipe has no train stage `{name}`"),
-        None => "the recipe has no train stage".to_string(),
-    })
 }

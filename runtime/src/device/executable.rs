@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::fmt;
+use std::time::Instant;
 
 use mdl_codegen::{Buffers, Module, Target, Workspace};
 use mdl_compiler::budget::compile;
@@ -15,6 +16,7 @@ use mdl_lang::spec::Field;
 use smallvec::SmallVec;
 
 use super::{Block, Cpu, Tensors};
+use crate::profile::Launched;
 
 /// Why a graph could not be made ready.
 #[derive(Debug)]
@@ -86,6 +88,19 @@ impl Executable {
 
     /// Runs the plan once. All of its weights and states must be in `tensors`; see [`Tensors::allocate`].
     pub fn run(&mut self, tensors: &mut Tensors, cpu: &Cpu) {
+        self.walk(tensors, cpu, |launches, walker, plan| {
+            let Ok(()) = walker.walk(plan, launches);
+        });
+    }
+
+    /// The same; says of each launch when it began and how long it took.
+    pub fn run_timed(&mut self, tensors: &mut Tensors, cpu: &Cpu, seen: &mut Vec<Launched>) {
+        self.walk(tensors, cpu, |launches, walker, plan| {
+            let Ok(()) = walker.walk(plan, &mut Timed { launches, began: Instant::now(), seen });
+        });
+    }
+
+    fn walk(&mut self, tensors: &mut Tensors, cpu: &Cpu, go: impl FnOnce(&mut Launches<'_>, &mut Walker, &Plan)) {
         self.states.clear();
         for state in &self.plan.states {
             self.states.push(tensors.base(&state.name));
@@ -98,7 +113,7 @@ impl Executable {
             states: &self.states,
             bufs: &mut self.bufs,
         };
-        let Ok(()) = self.walker.walk(&self.plan, &mut machine);
+        go(&mut machine, &mut self.walker, &self.plan);
     }
 
     /// An input that is written before each run: a batch field or a scalar. `None` when the plan has no use for it.
@@ -250,6 +265,32 @@ impl Launches<'_> {
         };
         // SAFETY: the plan's verifier holds every place inside its block.
         unsafe { base.add(place.offset as usize) }
+    }
+}
+
+/// A run whose launches are timed.
+struct Timed<'a, 'l> {
+    launches: &'a mut Launches<'l>,
+    began: Instant,
+    seen: &'a mut Vec<Launched>,
+}
+
+impl Machine for Timed<'_, '_> {
+    type Error = Infallible;
+
+    fn launch(&mut self, kernel: KernelId, args: &[Place]) -> Result<(), Infallible> {
+        let began = self.began.elapsed();
+        self.launches.launch(kernel, args)?;
+        self.seen.push(Launched { kernel: kernel.0 as usize, began, took: self.began.elapsed() - began });
+        Ok(())
+    }
+
+    fn copy(&mut self, from: Place, to: Place, bytes: u64) -> Result<(), Infallible> {
+        self.launches.copy(from, to, bytes)
+    }
+
+    fn flag(&mut self, at: Place) -> Result<bool, Infallible> {
+        self.launches.flag(at)
     }
 }
 

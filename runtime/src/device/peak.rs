@@ -1,4 +1,5 @@
-//! What this machine can do: the FLOP/s of one large product, the figure that a run's share of peak is of.
+//! What this machine can do: the FLOP/s of one large product, the figure that a run's share of peak is of, and the bytes that
+//! it moves each second.
 
 use std::time::{Duration, Instant};
 
@@ -30,6 +31,34 @@ pub fn peak_flops(cpu: &Cpu) -> Result<f64, CompileError> {
         best = best.min(start.elapsed());
     }
     Ok((2 * N * N * N) as f64 / best.as_secs_f64())
+}
+
+/// The most bytes read and written in a second by copies of 64 MiB, which fit no cache, on all threads.
+pub fn copy_bytes_per_second(cpu: &Cpu) -> f64 {
+    const BYTES: usize = 64 << 20;
+    let (mut from, mut to) = (Block::zeroed(BYTES as u64), Block::zeroed(BYTES as u64));
+    let bases = [from.base() as usize, to.base() as usize];
+    let began = Instant::now();
+    let mut best = Duration::MAX;
+    // The first turns take the pages.
+    for turn in 0.. {
+        let start = Instant::now();
+        cpu.pool.run(&|worker, n_workers| {
+            let (lo, hi) = (BYTES * worker / n_workers, BYTES * (worker + 1) / n_workers);
+            // SAFETY: each worker copies a part of its own between two blocks of `BYTES` bytes.
+            unsafe {
+                let [from, to] = bases.map(|base| (base as *mut u8).add(lo));
+                std::ptr::copy_nonoverlapping(from.cast_const(), to, hi - lo);
+            }
+        });
+        if turn > 1 {
+            best = best.min(start.elapsed());
+            if began.elapsed() > 3 * TIME {
+                break;
+            }
+        }
+    }
+    (2 * BYTES) as f64 / best.as_secs_f64()
 }
 
 /// `out[m, n] = Σ_k a[m, k] · b[k, n]`.

@@ -288,7 +288,7 @@ fn kept_states(spec: &TrainSpec, step: &Executable) -> Vec<Name> {
 }
 
 /// Writes the first weights and states, as the recipe's initializers say.
-fn initialize(
+pub fn initialize(
     spec: &TrainSpec,
     seed: u64,
     orders: &Orders,

@@ -1,0 +1,152 @@
+//! Where the time of a training step goes: every launch timed, beside what this machine can do at best.
+//!
+//! In: a recipe's train stage. Out: a [`Profile`]: a row for each kernel and the launches of one step in order, from which
+//! the command line draws a table and writes a trace. Steps run on real batches from fresh weights; nothing is saved.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use mdl_compiler::cost::{self, Cost};
+use mdl_data::Order;
+use mdl_lang::spec::TrainSpec;
+use serde::Serialize;
+use serde_json::{Value, json};
+
+use crate::device::{Executable, Tensors, copy_bytes_per_second, peak_flops, plan_step};
+use crate::error::RunError;
+use crate::run::Run;
+use crate::stage::train::{initialize, orders};
+
+/// Steps before the first that is measured: pages are taken and caches filled.
+const WARM_UP: u64 = 2;
+
+/// One launch: its kernel, when it began after the step's begin, and how long it took.
+#[derive(Clone, Copy, Debug)]
+pub struct Launched {
+    pub kernel: usize,
+    pub began: Duration,
+    pub took: Duration,
+}
+
+/// What one kernel did in the median step.
+#[derive(Clone, Debug, Serialize)]
+pub struct Row {
+    pub kernel: usize,
+    pub name: String,
+    /// Launches in a step.
+    pub launches: u64,
+    /// Seconds in a step, all launches together.
+    pub seconds: f64,
+    /// Operations and bytes of all launches together. Bytes count each buffer once, whatever stays in caches.
+    pub flops: u64,
+    pub bytes: u64,
+}
+
+/// What a step did, and what the machine can do.
+pub struct Profile {
+    /// The kernel that took longest first.
+    pub rows: Vec<Row>,
+    /// Of the median step: seconds from its first launch to the end of its last.
+    pub seconds: f64,
+    /// Seconds of preparing the median step's batch, which its launches wait for.
+    pub batch_seconds: f64,
+    /// Of the median step, in order.
+    pub launches: Vec<Launched>,
+    pub threads: usize,
+    /// Of a product of two 512 × 512 matrices that stay in cache.
+    pub peak_flops: f64,
+    /// Bytes read and written each second by a copy that does not fit any cache.
+    pub peak_bytes: f64,
+}
+
+impl Row {
+    pub fn flops_per_second(&self) -> f64 {
+        self.flops as f64 / self.seconds.max(1e-9)
+    }
+
+    pub fn bytes_per_second(&self) -> f64 {
+        self.bytes as f64 / self.seconds.max(1e-9)
+    }
+}
+
+impl Profile {
+    /// The seconds that this machine needs at least for a row: what its arithmetic or its bytes take at the measured peaks.
+    pub fn bound(&self, row: &Row) -> f64 {
+        let arithmetic = row.flops as f64 / self.peak_flops.max(1.0);
+        arithmetic.max(row.bytes as f64 / self.peak_bytes.max(1.0)).min(row.seconds)
+    }
+
+    /// The median step as a Chrome trace (Perfetto opens it): one event a launch, times in microseconds.
+    pub fn trace(&self) -> Value {
+        let name =
+            |kernel: usize| self.rows.iter().find(|row| row.kernel == kernel).map_or("", |row| row.name.as_str());
+        let events = self.launches.iter().map(|launch| {
+            json!({
+                "ph": "X", "pid": 1, "tid": 1, "cat": "kernel",
+                "name": format!("k{} {}", launch.kernel, name(launch.kernel)),
+                "ts": launch.began.as_secs_f64() * 1e6,
+                "dur": launch.took.as_secs_f64() * 1e6,
+            })
+        });
+        json!({ "displayTimeUnit": "ms", "traceEvents": events.collect::<Vec<_>>() })
+    }
+}
+
+/// Trains `steps` steps from fresh weights and times every launch.
+pub fn profile(run: &mut Run<'_>, name: &str, spec: &TrainSpec, steps: u64) -> Result<Profile, RunError> {
+    let dataset = run.dataset_of(&spec.data)?;
+    let failed = |what: &str, why: String| RunError::failed(format!("{what} `{name}`"), why);
+    let plan = plan_step(spec).map_err(|error| failed("compiling the step of", error.to_string()))?;
+    let mut step = Executable::of_plan(plan, &run.cpu)?;
+    let fields = &dataset.facts.data.fields;
+    let mut batcher = Arc::clone(&dataset).batcher("train", spec.batch as usize, Order::Shuffled)?;
+    step.lay_out(&mut batcher, fields);
+    let mut tensors = Tensors::new();
+    tensors.allocate(step.plan());
+    let seed = run.seed.unwrap_or(spec.seed);
+    initialize(spec, seed, &orders(spec), &mut tensors, run)?;
+
+    let mut seen: Vec<(Duration, Duration, Vec<Launched>)> = Vec::new();
+    for n in 0..WARM_UP + steps.max(1) {
+        if run.is_stopped() {
+            return Err(RunError::Interrupted { saved: None });
+        }
+        let began = Instant::now();
+        step.fill(&batcher, fields, n);
+        let batch = began.elapsed();
+        step.set_scalar("seed", seed as i32);
+        step.set_scalar("step", n as i32);
+        let mut launches = Vec::with_capacity(step.plan().report.launches as usize);
+        let began = Instant::now();
+        step.run_timed(&mut tensors, &run.cpu, &mut launches);
+        if n >= WARM_UP {
+            seen.push((began.elapsed(), batch, launches));
+        }
+    }
+    seen.sort_by_key(|(took, ..)| *took);
+    let (took, batch, launches) = seen.swap_remove(seen.len() / 2);
+    let costs: Vec<Cost> = step.plan().kernels.iter().map(cost::kernel).collect();
+    let mut rows: Vec<Row> = Vec::new();
+    for launch in &launches {
+        let at = rows.iter().position(|row| row.kernel == launch.kernel).unwrap_or_else(|| {
+            let name = step.plan().kernels[launch.kernel].name.clone();
+            rows.push(Row { kernel: launch.kernel, name, launches: 0, seconds: 0.0, flops: 0, bytes: 0 });
+            rows.len() - 1
+        });
+        let (row, cost) = (&mut rows[at], costs[launch.kernel]);
+        row.launches += 1;
+        row.seconds += launch.took.as_secs_f64();
+        row.flops += cost.flops;
+        row.bytes += cost.bytes;
+    }
+    rows.sort_by(|one, other| other.seconds.total_cmp(&one.seconds));
+    Ok(Profile {
+        rows,
+        seconds: took.as_secs_f64(),
+        batch_seconds: batch.as_secs_f64(),
+        launches,
+        threads: run.cpu.threads(),
+        peak_flops: peak_flops(&run.cpu).map_err(|error| failed("measuring the peak for", error.to_string()))?,
+        peak_bytes: copy_bytes_per_second(&run.cpu),
+    })
+}
