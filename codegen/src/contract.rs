@@ -20,9 +20,11 @@ use micro::{Micro, PANEL_ROWS};
 
 /// Rows of one task: the grain at which rows are dealt to threads.
 const TASK_ROWS: usize = 64;
-/// At most so many rows and columns at once: their product, 512 KiB, and the packed B, 256 KiB, stay in a 2 MiB level-2 cache.
+/// At most so many rows at once when A is read in place, and when it is packed; and so many columns. The product (768 KiB or
+/// 384 KiB), the packed B (384 KiB) and the packed A (256 KiB) stay in a 2 MiB level-2 cache.
 const ROW_BLOCK: usize = 512;
-const COLUMN_BLOCK: usize = 256;
+const PACKED_ROW_BLOCK: usize = 256;
+const COLUMN_BLOCK: usize = 384;
 /// A panel of B, `K_BLOCK` by 32, is 32 KiB and stays in a 48 KiB level-1 cache.
 const K_BLOCK: usize = 256;
 
@@ -51,7 +53,7 @@ pub(crate) struct Contraction {
     /// The extent of the body's strip: the last dimensions of n.
     pub(crate) n_last: usize,
     micro: Micro,
-    /// Elements of one column block, rounded up to whole panels.
+    /// Columns of a block, in whole panels: blocks are as equal as panels allow, so that threads get equal shares.
     width: usize,
     store: Option<PlainStore>,
     pub(crate) finish: Finish,
@@ -158,7 +160,7 @@ impl Contraction {
             n,
             k: size(&contract.k),
             n_last: n.max(1),
-            width: n.min(COLUMN_BLOCK).next_multiple_of(micro.panel),
+            width: n.div_ceil(n.div_ceil(COLUMN_BLOCK).max(1)).next_multiple_of(micro.panel),
             micro,
             store: PlainStore::of(kernel, contract),
             finish: Finish::Copy,
@@ -181,11 +183,15 @@ impl Contraction {
         if self.m == 0 || self.n == 0 {
             return 0;
         }
-        self.n_batch * self.n.div_ceil(COLUMN_BLOCK) as u64 * self.m.div_ceil(TASK_ROWS) as u64
+        self.n_batch * self.n.div_ceil(self.width) as u64 * self.m.div_ceil(TASK_ROWS) as u64
+    }
+
+    fn row_block(&self) -> usize {
+        if self.a_in_place() { ROW_BLOCK } else { PACKED_ROW_BLOCK }
     }
 
     fn rows_at_once(&self) -> usize {
-        self.m.min(ROW_BLOCK).next_multiple_of(PANEL_ROWS)
+        self.m.min(self.row_block()).next_multiple_of(PANEL_ROWS)
     }
 
     fn k_at_once(&self) -> usize {
@@ -212,15 +218,15 @@ impl Contraction {
     /// nobody runs the same tasks at once.
     pub(crate) unsafe fn run(&self, bufs: Buffers<'_>, lo: u64, hi: u64, scratch: *mut u8) {
         let n_rows = self.m.div_ceil(TASK_ROWS) as u64;
-        let n_columns = self.n.div_ceil(COLUMN_BLOCK) as u64;
+        let n_columns = self.n.div_ceil(self.width) as u64;
         let mut task = lo;
         while task < hi {
             // Neighbouring row blocks go together, so that B is packed once for them.
             let (outer, row_task) = (task / n_rows, task % n_rows);
-            let together = (n_rows - row_task).min(hi - task).min((ROW_BLOCK / TASK_ROWS) as u64);
-            let (batch, column) = (outer / n_columns, (outer % n_columns) as usize * COLUMN_BLOCK);
+            let together = (n_rows - row_task).min(hi - task).min((self.row_block() / TASK_ROWS) as u64);
+            let (batch, column) = (outer / n_columns, (outer % n_columns) as usize * self.width);
             let rows = row_task as usize * TASK_ROWS..((row_task + together) as usize * TASK_ROWS).min(self.m);
-            let columns = column..(column + COLUMN_BLOCK).min(self.n);
+            let columns = column..(column + self.width).min(self.n);
             // SAFETY: the block lies in the product, and the rest is the caller's promise.
             unsafe {
                 if self.dtype == DType::F64 {

@@ -28,7 +28,7 @@ pub struct Launched {
     pub took: Duration,
 }
 
-/// What one kernel did in the median step.
+/// What one kernel does in a step: the medians of its launches.
 #[derive(Clone, Debug, Serialize)]
 pub struct Row {
     pub kernel: usize,
@@ -124,7 +124,14 @@ pub fn profile(run: &mut Run<'_>, name: &str, spec: &TrainSpec, steps: u64) -> R
         }
     }
     seen.sort_by_key(|(took, ..)| *took);
-    let (took, batch, launches) = seen.swap_remove(seen.len() / 2);
+    let (took, batch, mut launches) = seen[seen.len() / 2].clone();
+    // A launch that was disturbed in this step was not in others: each is told by its own median.
+    for (at, launch) in launches.iter_mut().enumerate() {
+        let same = seen.iter().filter_map(|(_, _, other)| other.get(at)).filter(|other| other.kernel == launch.kernel);
+        let mut times: Vec<Duration> = same.map(|other| other.took).collect();
+        times.sort();
+        launch.took = times[times.len() / 2];
+    }
     let costs: Vec<Cost> = step.plan().kernels.iter().map(cost::kernel).collect();
     let mut rows: Vec<Row> = Vec::new();
     for launch in &launches {

@@ -15,7 +15,18 @@ pub(super) unsafe fn panels<T: Copy>(
     widen: impl Fn(T) -> f32 + Copy,
 ) {
     let k_runs = adjacent(k);
-    for (at, panel) in rows.chunks(width).enumerate() {
+    // Panels that are narrower than a line of cache are packed side by side where a run of rows allows, so that every line is
+    // fetched once.
+    let side_by_side = if width == 8 && !k_runs {
+        rows.chunks(4 * width).take_while(|run| run.len() == 4 * width && adjacent(run)).count()
+    } else {
+        0
+    };
+    for (at, run) in rows.chunks(4 * width).take(side_by_side).enumerate() {
+        // SAFETY: as below, for four panels.
+        unsafe { four_adjacent::<T, 8>(out.add(at * 4 * width * k.len()), from.offset(run[0] as isize), k, widen) };
+    }
+    for (at, panel) in rows.chunks(width).enumerate().skip(4 * side_by_side) {
         let order = (adjacent(panel), k_runs);
         // SAFETY: panel `at` starts here; its `width · k` elements are ours.
         let to = unsafe { out.add(at * width * k.len()) };
@@ -48,6 +59,22 @@ unsafe fn rows_adjacent<T: Copy, const W: usize>(to: *mut f32, from: *const T, k
         for i in 0..W {
             // SAFETY: see `panels`.
             unsafe { to.add(j * W + i).write(widen(from.offset(*offset as isize).add(i).read())) };
+        }
+    }
+}
+
+/// Four panels whose rows are one run in memory.
+#[inline(always)]
+unsafe fn four_adjacent<T: Copy, const W: usize>(to: *mut f32, from: *const T, k: &[i64], widen: impl Fn(T) -> f32) {
+    for (j, offset) in k.iter().enumerate() {
+        for panel in 0..4 {
+            for i in 0..W {
+                // SAFETY: see `panels`.
+                unsafe {
+                    let value = from.offset(*offset as isize).add(panel * W + i).read();
+                    to.add((panel * k.len() + j) * W + i).write(widen(value));
+                }
+            }
         }
     }
 }
