@@ -5,19 +5,23 @@
 
 mod access;
 mod ops;
+mod wide;
 
 use cranelift_codegen::ir::condcodes::IntCC;
 use cranelift_codegen::ir::types::{F32, F64, I32, I64};
-use cranelift_codegen::ir::{Block, FuncRef, InstBuilder, MemFlagsData, Type, Value};
+use cranelift_codegen::ir::{Block, FuncRef, InstBuilder, MemFlagsData, SigRef, Type, Value};
 use cranelift_frontend::{FunctionBuilder, Variable};
 use mdl_compiler::kernel::{Dim, FoldKind, Rank, Stmt, ValId};
 use mdl_graph::{DType, bug};
 
-use crate::nest::{Home, Item, Phase, Plan, Scope, TILE, strip_bytes};
+use crate::nest::{Home, Item, Phase, Plan, Scope, TILE, stmts, strip_bytes};
+use crate::wide::Program;
 
 /// Looks up an imported routine by name.
 pub(crate) trait Imports {
     fn routine(&mut self, builder: &mut FunctionBuilder<'_>, name: &'static str) -> FuncRef;
+    /// The address of a vector program's function, and its signature.
+    fn wide(&mut self, builder: &mut FunctionBuilder<'_>, program: &Program) -> (usize, SigRef);
 }
 
 /// How the function is driven.
@@ -360,14 +364,11 @@ impl Emitter<'_, '_> {
     }
 
     fn folded(&self, phase: &Phase) -> Vec<(ValId, FoldKind, DType)> {
-        let fold = |item: &Item| match item {
-            Item::Call(stmt) => match &self.scope.body[*stmt] {
-                Stmt::Fold { val, kind, .. } => Some((*val, *kind, self.scope.vals[val.0 as usize].dtype)),
-                _ => None,
-            },
-            Item::Loop { .. } | Item::Load(_) | Item::Store(_) => None,
+        let fold = |stmt: usize| match &self.scope.body[stmt] {
+            Stmt::Fold { val, kind, .. } => Some((*val, *kind, self.scope.vals[val.0 as usize].dtype)),
+            _ => None,
         };
-        phase.items.iter().filter_map(fold).collect()
+        phase.items.iter().flat_map(stmts).filter_map(fold).collect()
     }
 
     /// Reads the results of a phase's folds.
@@ -392,6 +393,7 @@ impl Emitter<'_, '_> {
     fn items(&mut self, phase: &Phase, several: bool) {
         for item in &phase.items {
             match item {
+                Item::Loop { stmts, vector: true } if self.scope.wide => self.wide_loop(stmts, several),
                 Item::Loop { stmts, vector } => self.inlined(stmts, *vector),
                 Item::Load(stmt) => self.load(*stmt),
                 Item::Call(stmt) => self.call_item(*stmt, several),

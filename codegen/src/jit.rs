@@ -6,7 +6,7 @@
 use std::collections::HashMap;
 
 use cranelift_codegen::ir::types::{I32, I64};
-use cranelift_codegen::ir::{AbiParam, FuncRef, Function, Signature, UserFuncName};
+use cranelift_codegen::ir::{AbiParam, FuncRef, Function, SigRef, Signature, UserFuncName};
 use cranelift_codegen::settings::{self, Configurable};
 use cranelift_frontend::{FunctionBuilder, FunctionBuilderContext};
 use cranelift_jit::{JITBuilder, JITModule};
@@ -16,6 +16,7 @@ use crate::clif::{self, Drive, Imports};
 use crate::isa::Isa;
 use crate::nest::{Plan, Scope};
 use crate::strip;
+use crate::wide::{CodeMemory, LANES, Program};
 
 /// Compiling failed: a limit of Cranelift or of the machine, not of the recipe.
 #[derive(Debug)]
@@ -35,10 +36,15 @@ pub(crate) struct Jit {
     context: FunctionBuilderContext,
     routines: HashMap<&'static str, FuncId>,
     n_functions: u32,
+    isa: Isa,
+    wide: CodeMemory,
 }
 
 /// Executable memory.
-pub(crate) struct Code(Option<JITModule>);
+pub(crate) struct Code {
+    module: Option<JITModule>,
+    _wide: CodeMemory,
+}
 
 // SAFETY: after `finish` the module is only kept to be freed; its code is read-only and may run on any thread.
 unsafe impl Send for Code {}
@@ -47,7 +53,7 @@ unsafe impl Sync for Code {}
 
 impl Drop for Code {
     fn drop(&mut self) {
-        if let Some(module) = self.0.take() {
+        if let Some(module) = self.module.take() {
             // SAFETY: the addresses go with the `Module` that owns this.
             unsafe { module.free_memory() }
         }
@@ -78,7 +84,19 @@ impl Jit {
             builder.symbol(routine.name, routine.address(isa));
         }
         let module = JITModule::new(builder);
-        Ok(Jit { module, context: FunctionBuilderContext::new(), routines: HashMap::new(), n_functions: 0 })
+        Ok(Jit {
+            module,
+            context: FunctionBuilderContext::new(),
+            routines: HashMap::new(),
+            n_functions: 0,
+            isa,
+            wide: CodeMemory::default(),
+        })
+    }
+
+    /// Whether strips of this length are worth vector programs, and the machine has their registers.
+    pub(crate) fn is_wide(&self, strip: u64) -> bool {
+        cfg!(all(target_arch = "x86_64", target_os = "linux")) && self.isa == Isa::Avx512 && strip >= LANES / 2
     }
 
     fn signature(&self, drive: &Drive) -> Signature {
@@ -93,7 +111,13 @@ impl Jit {
         let name = UserFuncName::user(0, self.n_functions);
         let mut function = Function::with_name_signature(name, self.signature(drive));
         let config = self.module.target_config();
-        let mut imports = Routines { module: &mut self.module, known: &mut self.routines, here: HashMap::new() };
+        let mut imports = Routines {
+            module: &mut self.module,
+            known: &mut self.routines,
+            here: HashMap::new(),
+            wide: &mut self.wide,
+            signature: None,
+        };
         let builder = FunctionBuilder::new(&mut function, &mut self.context);
         clif::emit(builder, scope, plan, drive, &mut imports).0.finalize(config);
         function
@@ -122,8 +146,11 @@ impl Jit {
     /// Makes everything executable; the addresses are those of the ids in order.
     pub(crate) fn finish(mut self, ids: &[FuncId]) -> Result<(Code, Vec<*const u8>), CompileError> {
         self.module.finalize_definitions().map_err(|what| error("linking", what))?;
+        if !self.wide.seal() {
+            return Err(CompileError("the system gives no memory for code".into()));
+        }
         let addresses = ids.iter().map(|id| self.module.get_finalized_function(*id)).collect();
-        Ok((Code(Some(self.module)), addresses))
+        Ok((Code { module: Some(self.module), _wide: self.wide }, addresses))
     }
 }
 
@@ -131,9 +158,20 @@ struct Routines<'a> {
     module: &'a mut JITModule,
     known: &'a mut HashMap<&'static str, FuncId>,
     here: HashMap<&'static str, FuncRef>,
+    wide: &'a mut CodeMemory,
+    signature: Option<SigRef>,
 }
 
 impl Imports for Routines<'_> {
+    fn wide(&mut self, builder: &mut FunctionBuilder<'_>, program: &Program) -> (usize, SigRef) {
+        let signature = *self.signature.get_or_insert_with(|| {
+            let mut signature = self.module.make_signature();
+            signature.params = vec![AbiParam::new(I64); 2];
+            builder.import_signature(signature)
+        });
+        (self.wide.function(program), signature)
+    }
+
     fn routine(&mut self, builder: &mut FunctionBuilder<'_>, name: &'static str) -> FuncRef {
         if let Some(known) = self.here.get(name) {
             return *known;

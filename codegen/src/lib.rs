@@ -16,6 +16,7 @@ mod ordering;
 mod pool;
 mod scatter;
 mod strip;
+mod wide;
 
 pub use isa::Isa;
 pub use jit::CompileError;

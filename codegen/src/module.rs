@@ -173,7 +173,9 @@ impl Module {
                     if contraction.needs_body() {
                         let (dims, body, n_columns) = normal_columns(contract);
                         contraction.n_last = dims.last().map_or(1, |extent| *extent as usize);
-                        let scope = Scope { kernel, dims: &dims, vals: &contract.vals, body: &body, product: true };
+                        let wide = jit.is_wide(contraction.n_last as u64);
+                        let scope =
+                            Scope { kernel, dims: &dims, vals: &contract.vals, body: &body, product: true, wide };
                         let plan = Plan::of(&scope);
                         ids.push(jit.define(&scope, &plan, &Drive::Product { n_outer: n_columns - 1 })?);
                         contraction.finish = Finish::Body(as_epilogue(placeholder(ids.len())));
@@ -334,7 +336,14 @@ fn define(
 ) -> Result<(cranelift_module::FuncId, u64), CompileError> {
     let mut dims = nest.grid.clone();
     dims.push(nest.strip);
-    let scope = Scope { kernel, dims: &dims, vals: &nest.vals, body: &nest.body, product: false };
+    let scope = Scope {
+        kernel,
+        dims: &dims,
+        vals: &nest.vals,
+        body: &nest.body,
+        product: false,
+        wide: jit.is_wide(nest.strip),
+    };
     let plan = Plan::of(&scope);
     Ok((jit.define(&scope, &plan, drive)?, plan.scratch_bytes))
 }
@@ -346,7 +355,7 @@ pub fn clif(kernel: &Kernel) -> Result<String, CompileError> {
     let mut nest_text = |kernel: &Kernel, nest: &Nest, drive: &Drive| {
         let mut dims = nest.grid.clone();
         dims.push(nest.strip);
-        let scope = Scope { kernel, dims: &dims, vals: &nest.vals, body: &nest.body, product: false };
+        let scope = Scope { kernel, dims: &dims, vals: &nest.vals, body: &nest.body, product: false, wide: false };
         jit.text(&scope, &Plan::of(&scope), drive)
     };
     Ok(match &kernel.work {
@@ -365,7 +374,7 @@ pub fn clif(kernel: &Kernel) -> Result<String, CompileError> {
         Work::Contract(contract) if Contraction::new(kernel, &oriented(contract), Isa::Baseline).needs_body() => {
             let contract = &oriented(contract);
             let (dims, body, n_columns) = normal_columns(contract);
-            let scope = Scope { kernel, dims: &dims, vals: &contract.vals, body: &body, product: true };
+            let scope = Scope { kernel, dims: &dims, vals: &contract.vals, body: &body, product: true, wide: false };
             jit.text(&scope, &Plan::of(&scope), &Drive::Product { n_outer: n_columns - 1 })
         }
         Work::Contract(_) | Work::Scatter(_) | Work::Prefix(_) | Work::Top(_) => String::new(),
@@ -382,7 +391,7 @@ fn work(nest: &Nest) -> u64 {
 fn points(kernel: &Kernel, nest: &Nest) -> u64 {
     let mut dims = nest.grid.clone();
     dims.push(nest.strip);
-    let scope = Scope { kernel, dims: &dims, vals: &nest.vals, body: &nest.body, product: false };
+    let scope = Scope { kernel, dims: &dims, vals: &nest.vals, body: &nest.body, product: false, wide: false };
     let tiles = if scope.tiled() { nest.strip.div_ceil(TILE) } else { 1 };
     nest.grid.iter().product::<u64>() * tiles
 }

@@ -17,6 +17,9 @@ pub(crate) use normal::{normal, normal_columns, oriented, parts};
 /// Elements of a strip that are worked on at once: a strip of `f32` is 4 KiB, so that several fit a level-1 cache.
 pub(crate) const TILE: u64 = 1024;
 
+/// Folds of one loop: each keeps a vector register.
+const MAX_FOLDS: usize = 8;
+
 pub(crate) fn accesses(stmt: &Stmt) -> Option<&Access> {
     match stmt {
         Stmt::Load { access, .. } | Stmt::Store { access, .. } | Stmt::Exit { access, .. } => Some(access),
@@ -57,7 +60,7 @@ pub(crate) fn along(access: &Access, strip: Dim, vals: &[Val]) -> Along {
 /// One step of a phase on the current tile of the strip.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Item {
-    /// One loop over the tile for all these statements; four lanes at a time, or one.
+    /// One loop over the tile for all these statements; several lanes at a time, or one.
     Loop { stmts: Vec<usize>, vector: bool },
     /// A load that is not read where it is needed: into its slot.
     Load(usize),
@@ -96,6 +99,9 @@ pub(crate) struct Plan {
     /// Temporary places: cells for folds and row calls, then strips for repeated rows.
     pub(crate) cells: u64,
     pub(crate) spare: [u64; 4],
+    /// The table of a vector program's cells, then 64 bytes for the result of each of its folds.
+    pub(crate) table: u64,
+    pub(crate) results: u64,
     pub(crate) scratch_bytes: u64,
 }
 
@@ -106,6 +112,8 @@ pub(crate) struct Scope<'a> {
     pub(crate) body: &'a [Stmt],
     /// Value 0 is given: the product of a contraction.
     pub(crate) product: bool,
+    /// Loops of 32-bit numbers become vector programs: see `wide`.
+    pub(crate) wide: bool,
 }
 
 /// Bytes of one number in a strip: a `bool` is a mask of 32 bits.
@@ -118,7 +126,7 @@ pub(crate) fn strip_bytes(dtype: DType) -> u64 {
 
 /// What computes a map on strips.
 pub(crate) enum Spelling {
-    /// Inlined, in four lanes where all its numbers have 32 bits, or one by one.
+    /// Inlined, in several lanes where all its numbers have 32 bits, or one by one.
     Inline {
         vector: bool,
     },
@@ -146,10 +154,31 @@ impl Scope<'_> {
 
     /// The dtype in the buffer is that of the strip, and the buffer moves with it.
     fn plain(&self, buf: usize, access: &Access) -> bool {
-        let dtype = self.kernel.bufs[buf].dtype;
+        let number = matches!(self.kernel.bufs[buf].dtype, DType::F32 | DType::F64 | DType::I32 | DType::I64);
+        number && self.is_run(access)
+    }
+
+    /// The buffer moves with the strip, element by element.
+    fn is_run(&self, access: &Access) -> bool {
         let guarded = access.terms.iter().any(|term| term.range.is_some());
-        let number = matches!(dtype, DType::F32 | DType::F64 | DType::I32 | DType::I64);
-        number && !guarded && along(access, self.strip(), self.vals) == Along::Stride(1)
+        !guarded && along(access, self.strip(), self.vals) == Along::Stride(1)
+    }
+
+    /// A load that is read where it is used: of plain numbers, or of others if only vector programs, which convert, use it.
+    fn is_read_in_place(&self, stmt: &Stmt) -> bool {
+        let Stmt::Load { val, buf, access } = stmt else { return false };
+        let converted = || {
+            let users = || self.body.iter().enumerate().filter(|(_, user)| used(user).contains(val));
+            let in_access = |user: &Stmt| {
+                accesses(user).is_some_and(|access| {
+                    access.terms.iter().any(|term| matches!(&term.index, Position::Value(index) if index == val))
+                })
+            };
+            self.wide
+                && self.is_run(access)
+                && users().all(|(at, user)| inline(self, at) == Some(true) && !in_access(user))
+        };
+        self.is_strip(*val) && (self.plain(buf.0 as usize, access) || converted())
     }
 
     pub(crate) fn spelling(&self, op: ScalarOp, args: &[ValId], val: ValId) -> Spelling {
@@ -158,6 +187,14 @@ impl Scope<'_> {
         let vector = narrow(val) && args.iter().all(|arg| narrow(*arg));
         let float = args.first().is_none_or(|arg| dtype(*arg).is_float());
         match op {
+            ScalarOp::Exp | ScalarOp::Log | ScalarOp::Tanh | ScalarOp::Erf
+                if self.wide && vector && self.is_strip(val) =>
+            {
+                Spelling::Inline { vector: true }
+            }
+            ScalarOp::Round(DType::BF16 | DType::F16) if self.wide && self.is_strip(val) => {
+                Spelling::Inline { vector: true }
+            }
             ScalarOp::Exp | ScalarOp::Log | ScalarOp::Tanh | ScalarOp::Erf | ScalarOp::Sin | ScalarOp::Cos => {
                 Spelling::Call
             }
@@ -251,10 +288,7 @@ impl Plan {
         }
         // Loads of plain runs are read where they are used.
         for stmt in scope.body {
-            if let Stmt::Load { val, buf, access } = stmt
-                && scope.is_strip(*val)
-                && scope.plain(buf.0 as usize, access)
-            {
+            if let (Some(val), true) = (defined(stmt), scope.is_read_in_place(stmt)) {
                 homes[val.0 as usize] = Home::Buffer(source[val.0 as usize]);
             }
         }
@@ -270,7 +304,7 @@ impl Plan {
             }
             late.iter().for_each(|val| homes[val.0 as usize] = Home::Register);
         }
-        let mut plan = Plan { phases, fixed, homes, cells: 0, spare: [0; 4], scratch_bytes: 0 };
+        let mut plan = Plan { phases, fixed, homes, cells: 0, spare: [0; 4], table: 0, results: 0, scratch_bytes: 0 };
         plan.place(scope);
         plan
     }
@@ -287,6 +321,13 @@ impl Plan {
         for slot in &mut self.spare {
             *slot = end;
             end += tile * 8;
+        }
+        if scope.wide {
+            // A cell for each row value and read, and two for what a statement may write.
+            self.table = end;
+            end += ((scope.vals.len() + 2 * scope.body.len()) as u64 * 8).next_multiple_of(64);
+            self.results = end;
+            end += MAX_FOLDS as u64 * 64;
         }
         let items: Vec<(usize, &Item)> = self
             .phases
@@ -405,10 +446,13 @@ fn order(
             load
         });
         for wanted in [true, false] {
-            let mut stmts = Vec::new();
+            let mut stmts: Vec<usize> = Vec::new();
+            let mut folds = 0;
             take(&mut waiting, |at| {
-                let fits = inline(scope, at) == Some(wanted) && is_ready(at, &done);
+                let is_fold = matches!(scope.body[at], Stmt::Fold { .. });
+                let fits = inline(scope, at) == Some(wanted) && is_ready(at, &done) && (!is_fold || folds < MAX_FOLDS);
                 if fits {
+                    folds += usize::from(is_fold);
                     stmts.push(at);
                     done.insert(at);
                 }
@@ -444,13 +488,17 @@ fn take(waiting: &mut Vec<usize>, mut wanted: impl FnMut(usize) -> bool) {
 fn inline(scope: &Scope<'_>, at: usize) -> Option<bool> {
     let narrow = |val: ValId| strip_bytes(scope.vals[val.0 as usize].dtype) == 4;
     match &scope.body[at] {
-        Stmt::Load { .. } | Stmt::Fold { .. } | Stmt::Const { .. } => None,
+        Stmt::Fold { from, .. } => (scope.wide && narrow(*from)).then_some(true),
+        Stmt::Load { .. } | Stmt::Const { .. } => None,
         Stmt::Index { val, index } => Some(narrow(*val) && index.div == 1 && index.modulo == 0),
         Stmt::Map { val, op, args } => match scope.spelling(*op, args, *val) {
             Spelling::Inline { vector } => Some(vector),
             Spelling::Call => None,
         },
-        Stmt::Store { buf, access, val } => scope.plain(buf.0 as usize, access).then(|| narrow(*val)),
+        Stmt::Store { buf, access, val } => {
+            let in_loop = scope.plain(buf.0 as usize, access) || (scope.wide && narrow(*val) && scope.is_run(access));
+            in_loop.then(|| narrow(*val))
+        }
         Stmt::Exit { val, .. } => Some(narrow(*val)),
     }
 }

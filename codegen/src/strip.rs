@@ -5,7 +5,8 @@
 //! the same bits: maps never contract a product with a sum, and folds have 16 lanes and one tree whatever the machine.
 
 mod fold;
-mod math;
+pub(crate) mod lane;
+pub(crate) mod math;
 
 use half::{bf16, f16};
 use mdl_graph::philox;
@@ -82,10 +83,10 @@ macro_rules! routines {
 }
 
 routines! {
-    exp_f32: Unary(out: *mut u8, x: *const u8, n: u64) = map(math::exp);
-    log_f32: Unary(out: *mut u8, x: *const u8, n: u64) = map(math::log);
-    tanh_f32: Unary(out: *mut u8, x: *const u8, n: u64) = map(math::tanh);
-    erf_f32: Unary(out: *mut u8, x: *const u8, n: u64) = map(math::erf);
+    exp_f32: Unary(out: *mut u8, x: *const u8, n: u64) = map(math::exp::<f32>);
+    log_f32: Unary(out: *mut u8, x: *const u8, n: u64) = map(math::log::<f32>);
+    tanh_f32: Unary(out: *mut u8, x: *const u8, n: u64) = map(math::tanh::<f32>);
+    erf_f32: Unary(out: *mut u8, x: *const u8, n: u64) = map(math::erf::<f32>);
     sin_f32: Unary(out: *mut u8, x: *const u8, n: u64) = turns(0, f64::sin);
     cos_f32: Unary(out: *mut u8, x: *const u8, n: u64) = turns(1, f64::cos);
     pow_f32: Binary(out: *mut u8, x: *const u8, y: *const u8, n: u64) = pow_f32_body;
@@ -192,9 +193,7 @@ unsafe fn gather_body(out: *mut u8, x: *const u8, step: i64, n: u64) {
 /// `f32` to `bf16`, to nearest even, without a branch; NaN stays NaN.
 #[inline(always)]
 fn narrow(x: f32) -> bf16 {
-    let bits = x.to_bits();
-    let rounded = (bits.wrapping_add(0x7fff + (bits >> 16 & 1)) >> 16) as u16;
-    bf16::from_bits(if x.is_nan() { (bits >> 16) as u16 | 0x40 } else { rounded })
+    bf16::from_bits((math::round_bf16(x) >> 16) as u16)
 }
 
 #[inline(always)]

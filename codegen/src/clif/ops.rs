@@ -86,12 +86,12 @@ impl Emitter<'_, '_> {
         }
     }
 
-    fn exit_address(&self, stmt: usize) -> Value {
+    pub(super) fn exit_address(&self, stmt: usize) -> Value {
         let found = self.exits.iter().find(|(exit, _)| *exit == stmt);
         found.unwrap_or_else(|| bug!("an exit outside a nest")).1
     }
 
-    fn join(&mut self, kind: FoldKind, dtype: DType, x: Value, y: Value, vector: bool) -> Value {
+    pub(super) fn join(&mut self, kind: FoldKind, dtype: DType, x: Value, y: Value, vector: bool) -> Value {
         match (kind, dtype.is_float()) {
             (FoldKind::Sum, true) => self.b.ins().fadd(x, y),
             (FoldKind::Sum, false) => self.b.ins().iadd(x, y),

@@ -1,10 +1,13 @@
-//! Elementary functions of one `f32`, without branches, so that a loop over them becomes vector code on every machine.
+//! Elementary functions without branches: of one `f32`, so that a loop over them becomes vector code on every machine, and of
+//! any other [`Lane`].
 //!
 //! Only additions, multiplications, comparisons and bit operations, each rounded once and never contracted: the same bits
 //! on every instruction set. Errors are measured by the tests below over the whole range. The polynomials are least-squares fits at
 //! Chebyshev nodes, weighted for relative error of the result; each states the error of the fit.
 
 #![allow(clippy::excessive_precision, clippy::approx_constant, reason = "coefficients of fits, not constants")]
+
+use super::lane::{Bits, Lane};
 
 /// 1.5 · 2²³: adding it rounds a number below 2²² to an integer, which then is in the low bits.
 const ROUNDER: f32 = 12_582_912.0;
@@ -14,52 +17,52 @@ const LN2_HIGH: f32 = 0.693_359_375;
 const LN2_LOW: f32 = -2.121_944_4e-4;
 
 #[inline(always)]
-fn horner<const N: usize>(x: f32, coefs: [f32; N]) -> f32 {
-    let mut sum = coefs[N - 1];
+fn horner<L: Lane, const N: usize>(x: L, coefs: [f32; N]) -> L {
+    let mut sum = x.constant(coefs[N - 1]);
     let mut at = N - 1;
     while at > 0 {
         at -= 1;
-        sum = sum * x + coefs[at];
+        sum = sum * x + x.constant(coefs[at]);
     }
     sum
 }
 
 /// 2^n for -126 <= n <= 127.
 #[inline(always)]
-fn two_to(n: i32) -> f32 {
-    f32::from_bits((n.wrapping_add(127) as u32) << 23)
+fn two_to<B: Bits>(n: B) -> B::Lane {
+    n.add(n.constant(127)).shift_left(23).as_float()
 }
 
 #[inline(always)]
-pub(crate) fn exp(x: f32) -> f32 {
+pub(crate) fn exp<L: Lane>(x: L) -> L {
     // Beyond these ends the result is 0 or infinite whatever x is; computing with 0 instead avoids slow tiny numbers.
-    let vanishes = x < -104.0;
-    let overflows = x > 89.0;
-    let safe = if vanishes | overflows { 0.0 } else { x };
-    let shifted = safe * LOG2_E + ROUNDER;
-    let n = shifted.to_bits().wrapping_sub(ROUNDER.to_bits()) as i32;
-    let whole = shifted - ROUNDER;
-    let r = safe - whole * LN2_HIGH - whole * LN2_LOW;
+    let vanishes = x.less(x.constant(-104.0));
+    let overflows = x.constant(89.0).less(x);
+    let safe = L::select(vanishes | overflows, x.constant(0.0), x);
+    let shifted = safe * x.constant(LOG2_E) + x.constant(ROUNDER);
+    let n = shifted.bits().sub(shifted.bits().constant(ROUNDER.to_bits()));
+    let whole = shifted - x.constant(ROUNDER);
+    let r = safe - whole * x.constant(LN2_HIGH) - whole * x.constant(LN2_LOW);
     // (e^r - 1 - r) / r²; error of the fit 5e-11.
     let tail = horner(r, [0.500_000_009, 0.166_666_668, 4.166_624_7e-2, 8.333_278e-3, 1.394_760_6e-3, 1.991_102_3e-4]);
-    let y = (tail * (r * r) + r) + 1.0;
+    let y = (tail * (r * r) + r) + x.constant(1.0);
     // Two steps reach the denormal numbers and infinity.
-    let half = n >> 1;
-    let y = y * two_to(half) * two_to(n.wrapping_sub(half));
-    let y = if vanishes { 0.0 } else { y };
-    if overflows { f32::INFINITY } else { y }
+    let half = n.shift_right_signed(1);
+    let y = y * two_to(half) * two_to(n.sub(half));
+    let y = L::select(vanishes, x.constant(0.0), y);
+    L::select(overflows, x.constant(f32::INFINITY), y)
 }
 
 #[inline(always)]
-pub(crate) fn log(x: f32) -> f32 {
-    let tiny = x < f32::MIN_POSITIVE;
-    let scaled = if tiny { x * 8_388_608.0 } else { x };
-    let bits = scaled.to_bits();
+pub(crate) fn log<L: Lane>(x: L) -> L {
+    let tiny = x.less(x.constant(f32::MIN_POSITIVE));
+    let bits = L::select(tiny, x * x.constant(8_388_608.0), x).bits();
     // The mantissa in [sqrt ½, sqrt 2): 0x3f3504f3 is sqrt ½.
-    let offset = bits.wrapping_sub(0x3f35_04f3);
-    let exponent = ((offset as i32) >> 23) as f32 - if tiny { 23.0 } else { 0.0 };
-    let m = f32::from_bits((offset & 0x007f_ffff).wrapping_add(0x3f35_04f3));
-    let f = m - 1.0;
+    let root = bits.constant(0x3f35_04f3);
+    let offset = bits.sub(root);
+    let exponent = offset.shift_right_signed(23).to_float() - L::select(tiny, x.constant(23.0), x.constant(0.0));
+    let m = offset.and(bits.constant(0x007f_ffff)).add(root).as_float();
+    let f = m - x.constant(1.0);
     // (ln(1 + f) - f + f²/2) / f³; error of the fit 8e-10.
     let tail = horner(
         f,
@@ -76,34 +79,35 @@ pub(crate) fn log(x: f32) -> f32 {
         ],
     );
     let square = f * f;
-    let y = tail * f * square + exponent * LN2_LOW - 0.5 * square;
-    let y = (y + f) + exponent * LN2_HIGH;
-    let y = if x == f32::INFINITY { x } else { y };
-    let y = if x == 0.0 { f32::NEG_INFINITY } else { y };
-    if (x < 0.0) | x.is_nan() { f32::NAN } else { y }
+    let y = tail * f * square + exponent * x.constant(LN2_LOW) - x.constant(0.5) * square;
+    let y = (y + f) + exponent * x.constant(LN2_HIGH);
+    let y = L::select(x.equal(x.constant(f32::INFINITY)), x, y);
+    let y = L::select(x.equal(x.constant(0.0)), x.constant(f32::NEG_INFINITY), y);
+    L::select(x.less(x.constant(0.0)) | x.is_nan(), x.constant(f32::NAN), y)
 }
 
 #[inline(always)]
-pub(crate) fn tanh(x: f32) -> f32 {
+pub(crate) fn tanh<L: Lane>(x: L) -> L {
     let size = x.abs();
     let z = x * x;
     // (tanh x - x) / x³ in x²; error of the fit 2e-10 for |x| <= 0.625.
     let tail = horner(z, [-0.333_333_3, 0.133_332_05, -5.394_670_3e-2, 2.170_05e-2, -8.177_094e-3, 2.142_803_7e-3]);
     let small = x + x * z * tail;
-    let large = 1.0 - 2.0 / (exp(2.0 * size) + 1.0);
-    let large = large.copysign(x);
-    if size < 0.625 { small } else { large }
+    let one = x.constant(1.0);
+    let large = one - x.constant(2.0) / (exp(x.constant(2.0) * size) + one);
+    L::select(size.less(x.constant(0.625)), small, large.with_sign_of(x))
 }
 
 #[inline(always)]
-pub(crate) fn erf(x: f32) -> f32 {
+pub(crate) fn erf<L: Lane>(x: L) -> L {
     let size = x.abs();
     let z = x * x;
     // erf x / x in x²; error of the fit 1e-9 for |x| <= 1.
     let ratio =
         horner(z, [1.128_379_2, -0.376_126_27, 0.112_835_97, -2.685_433e-2, 5.189_312e-3, -8.018_855e-4, 7.882_497e-5]);
     let small = x * ratio;
-    let clamped = if size > 4.0 { 4.0 } else { size };
+    let four = x.constant(4.0);
+    let clamped = L::select(four.less(size), four, size);
     // ln(1 - erf x); error of the fit 3e-11 of the result for 1 <= x <= 4, beyond which erf rounds to 1.
     let log_rest = horner(
         clamped,
@@ -118,9 +122,19 @@ pub(crate) fn erf(x: f32) -> f32 {
             -2.179_032_1e-5,
         ],
     );
-    let large = (1.0 - exp(log_rest)).copysign(x);
-    let y = if size < 1.0 { small } else { large };
-    if x.is_nan() { x } else { y }
+    let large = (x.constant(1.0) - exp(log_rest)).with_sign_of(x);
+    let y = L::select(size.less(x.constant(1.0)), small, large);
+    L::select(x.is_nan(), x, y)
+}
+
+/// To `bf16`, to nearest even, as the upper half of the result; NaN stays NaN.
+#[inline(always)]
+pub(crate) fn round_bf16<L: Lane>(x: L) -> L::Bits {
+    let bits = x.bits();
+    let odd = bits.shift_right(16).and(bits.constant(1));
+    let rounded = bits.add(odd.add(bits.constant(0x7fff)));
+    let kept = L::Bits::select(x.is_nan(), bits.or(bits.constant(0x40_0000)), rounded);
+    kept.and(bits.constant(0xffff_0000))
 }
 
 /// Above this size `sin` and `cos` are left to the standard library: the reduction below loses its precision.
