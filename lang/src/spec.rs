@@ -179,6 +179,8 @@ pub struct TrainSpec {
     pub weights: Vec<Weight>,
     /// Layer states, optimizer states (`m/blocks.attn.q.w`), averages (`average/…`): all that is saved besides the weights.
     pub states: Vec<State>,
+    /// What its graphs read of other stages. All of it stays as it is.
+    pub reads: Vec<Read>,
     /// The first values: an output for each weight and each state, under its name; inputs `seed` and `step`.
     pub init: Graph,
     /// One step on one whole batch. Outputs: values `loss`, `lr`, `grad_norm` and reported metrics; the next weights and states.
@@ -212,6 +214,19 @@ pub struct Weight {
     /// The two sides of its arrow; both empty without one.
     pub from: Vec<Name>,
     pub to: Vec<Name>,
+}
+
+/// A weight or state that another train stage has made, as its last checkpoint has it: an input of kind `Weight` or `State`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Read {
+    /// How graphs call it: `tuned:blocks.attn.q.w`.
+    pub input: Name,
+    pub stage: String,
+    /// Its name in the checkpoint.
+    pub tensor: Name,
+    pub dtype: DType,
+    /// In the order of the checkpoint.
+    pub axes: Vec<Axis>,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -278,6 +293,8 @@ pub struct EvalSpec {
     pub batch: u64,
     /// Not training, on one batch: one value for each metric's `of`.
     pub graph: Graph,
+    /// What it reads of stages other than `of`.
+    pub reads: Vec<Read>,
     pub metrics: Vec<Metric>,
 }
 

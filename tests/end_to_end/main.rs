@@ -3,6 +3,7 @@
 mod examples;
 mod interrupted;
 mod misuse;
+mod stages;
 mod witness;
 
 use std::path::{Path, PathBuf};

@@ -89,6 +89,7 @@ impl Elaborator<'_> {
             let help = format!("rename it: `[{} as other]`", axis.name);
             return Err(self.error_help(Code::E0218, message, carry_span, format!("this has {has}"), help));
         }
+        let n_found = self.found.len();
         let results = self.run_loop(&axis, false, start, span, carry_span, |elab, carries| {
             let level = elab.level_id();
             elab.scopes.push(CopiesScope {
@@ -116,8 +117,9 @@ impl Elaborator<'_> {
                 }
             }
             elab.loop_states.push(ids);
-            Ok(Body { next, stacked, until: None })
+            Ok(Body { next, stacked, until: None, losses: Vec::new() })
         })?;
+        self.pick_found(n_found, copies.id, &axis.name, span)?;
         let ids = self.loop_states.pop().unwrap_or_default();
         for (id, tensor) in ids.into_iter().zip(results.stacked) {
             let tensor = self.rename(&tensor, &[(axis.name.clone(), copies.graph.name.clone())], span)?;
@@ -148,6 +150,7 @@ impl Elaborator<'_> {
         self.hidden.pop();
         let result = result?;
         self.rename_found(n_found, span, &|_, _| vec![(hidden.clone(), axis.name.clone())])?;
+        self.pick_found(n_found, copies.id, &axis.name, span)?;
         self.sum_losses(n_losses, std::slice::from_ref(&hidden))?;
         let own = AxisSet::of([Axis::new(hidden.clone(), axis.size)]).unwrap_or_default();
         for (id, tensor) in scope.map(|scope| scope.next).unwrap_or_default() {
@@ -194,6 +197,10 @@ impl Elaborator<'_> {
         self.rename_found(n_found, span, &|_, _| {
             inward.iter().map(|(name, hidden)| (hidden.clone(), name.clone())).collect()
         })?;
+        if self.is_picked(n_found, gather.copies.id) {
+            let message = "copies that an index picks cannot be watched one by one";
+            return Err(self.error_help(Code::E0216, message, span, "picked here", "watch all of them: `experts.*`"));
+        }
         let names: Vec<Name> = inward.iter().map(|(_, hidden)| hidden.clone()).collect();
         self.sum_losses(n_losses, &names)?;
         if scope.is_some_and(|scope| !scope.next.is_empty()) {

@@ -156,9 +156,39 @@ impl Elaborator<'_> {
                     let message = format!("`at` takes a pattern of paths, not {}", text.kind());
                     return Err(self.error(Code::E0209, message, pattern.span, "expected a Str such as \"blocks.**\""));
                 };
+                let text = self.spelled_out(env, text);
                 Ok(Value::At { value: Rc::new(selected), pattern: Rc::from(text) })
             }
         }
+    }
+
+    /// A pattern with the numbers that it names in braces: `"blocks.{i}.**"` for each `i` of a list, `"blocks.{0..n}"`.
+    pub(super) fn spelled_out(&mut self, env: &Env, pattern: &str) -> String {
+        let mut out = String::new();
+        let mut rest = pattern;
+        while let Some((before, after)) = rest.split_once('{') {
+            let Some((inside, after)) = after.split_once('}') else { break };
+            let choices = inside.split(',').map(|choice| {
+                let bounds = choice.split("..").map(|word| match self.whole_number(env, word.trim()) {
+                    Some(number) => number.to_string(),
+                    None => word.trim().to_string(),
+                });
+                bounds.collect::<Vec<_>>().join("..")
+            });
+            let choices = choices.collect::<Vec<_>>().join(", ");
+            out += &format!("{before}{{{choices}}}");
+            rest = after;
+        }
+        out + rest
+    }
+
+    /// The value of a variable or an argument of the recipe that is a whole number; axes are no candidates.
+    fn whole_number(&mut self, env: &Env, name: &str) -> Option<i64> {
+        let value = match env.get(name) {
+            Some(value) => value.clone(),
+            None => self.arg_value(env, name)?,
+        };
+        if let Value::Int(number) = value { Some(number) } else { None }
     }
 
     fn eval_record(&mut self, env: &Env, parts: &[RecordPart]) -> Eval<Value> {

@@ -50,14 +50,7 @@ impl Layer {
 impl Elaborator<'_> {
     /// Evaluates an expression that builds a model: its weights belong to `root`, their paths begin there.
     pub fn build_root(&mut self, root: &str, env: &Env, expr: &Expr) -> Eval<Value> {
-        let root = std::mem::replace(&mut self.root, root.to_string());
-        let path = std::mem::take(&mut self.path);
-        let copied = std::mem::take(&mut self.copied);
-        let value = self.eval(env, expr);
-        self.path = path;
-        self.copied = copied;
-        self.root = root;
-        value
+        self.under_root(root, Vec::new(), |elab| elab.eval(env, expr))
     }
 
     pub(super) fn at_path<T>(&mut self, step: &str, run: impl FnOnce(&mut Self) -> T) -> T {
@@ -363,7 +356,10 @@ impl Elaborator<'_> {
 
     /// The path here, with the copies on the way.
     fn path_steps(&self) -> Vec<Step> {
-        let copies = |i: usize| self.copied.iter().find(|(len, _)| *len == i + 1).map(|(_, copies)| *copies);
+        let copies = |i: usize| {
+            let here = self.copied.iter().filter(|(len, _)| *len == i + 1);
+            here.map(|(_, copies)| (copies.id, copies.axis.size)).collect()
+        };
         self.path.iter().enumerate().map(|(i, name)| Step { name: name.clone(), copies: copies(i) }).collect()
     }
 
@@ -437,7 +433,7 @@ impl Elaborator<'_> {
         self.n_copies += 1;
         let copies = Rc::new(Copies { id: self.n_copies, kind, axis, graph });
         self.stack.push(copies.clone());
-        self.copied.push((self.path.len(), copies.axis.size));
+        self.copied.push((self.path.len(), copies.clone()));
         let built = self.eval(env, body);
         self.copied.pop();
         self.stack.pop();
@@ -659,7 +655,7 @@ impl Elaborator<'_> {
         if stored.root.is_empty() || self.trained.first() == Some(&stored.root) {
             stored.path.clone()
         } else {
-            format!("{}/{}", stored.root, stored.path)
+            format!("{}:{}", stored.root, stored.path)
         }
     }
 

@@ -159,6 +159,11 @@ impl Elaborator<'_> {
         );
     }
 
+    /// All words of pieces of text.
+    pub fn words(&self, spans: impl Iterator<Item = Span>) -> BTreeSet<String> {
+        spans.flat_map(|span| self.mentions(span).iter().cloned().collect::<Vec<_>>()).collect()
+    }
+
     /// All words of a piece of text: a superset of the axis names that it says.
     fn mentions(&self, span: Span) -> Rc<BTreeSet<String>> {
         let text = self.sources.slice(span);

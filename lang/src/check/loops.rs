@@ -12,6 +12,7 @@ use super::Elaborator;
 use super::arith::meet;
 use super::graphs::{Feed, Level};
 use super::scope::plain;
+use super::states::Loss;
 use super::tree::{Tree, unflatten};
 use super::value::{Args, Env, Eval, Given, Stop, StoredId, Tensor, Value};
 use crate::diag::{Code, Diagnostic};
@@ -22,6 +23,8 @@ pub(super) struct Body {
     pub(super) next: Vec<Tensor>,
     pub(super) stacked: Vec<Tensor>,
     pub(super) until: Option<Tensor>,
+    /// Losses of layers that are carried; `run_loop` fills it.
+    pub(super) losses: Vec<Loss>,
 }
 
 /// The results of a loop, in the outer graph.
@@ -51,6 +54,8 @@ impl Elaborator<'_> {
         start_span: Span,
         mut body: impl FnMut(&mut Self, Vec<Tensor>) -> Eval<Body>,
     ) -> Eval<LoopResults> {
+        let n_carries = start.len();
+        let mut start = start;
         let mut types: Vec<Type> = start.iter().map(|tensor| self.ty(tensor).clone()).collect();
         for _ in 0..6 {
             let snapshot = self.snapshot();
@@ -63,8 +68,10 @@ impl Elaborator<'_> {
                 .enumerate()
                 .map(|(k, ty)| Tensor { level: id, node: self.feed_as(at, Feed::Carry(k), ty.clone()), arrow: None })
                 .collect();
-            let result = body(self, carries);
-            let body_of = match result {
+            let mut carries = carries;
+            let sums = carries.split_off(n_carries);
+            let result = body(self, carries).and_then(|body| self.carry_losses(body, &snapshot, sums, span));
+            let mut body_of = match result {
                 Ok(body) => body,
                 Err(stop) => {
                     self.levels.pop();
@@ -73,6 +80,19 @@ impl Elaborator<'_> {
                     return Err(stop);
                 }
             };
+            if body_of.next.len() > types.len() {
+                // Losses of a loop that may end early: the body is evaluated again with their sums as carries.
+                for next in &body_of.next[types.len()..] {
+                    let ty = self.ty(next).clone();
+                    types.push(Type::new(ty.dtype, Default::default()));
+                }
+                self.levels.pop();
+                self.restore(snapshot);
+                while start.len() < types.len() {
+                    start.push(self.number(0.0, mdl_graph::DType::F32, span)?);
+                }
+                continue;
+            }
             let mut wanted = types.clone();
             for (ty, next) in wanted.iter_mut().zip(&body_of.next) {
                 let next = self.ty(next).clone();
@@ -99,7 +119,12 @@ impl Elaborator<'_> {
                 }
             }
             if wanted == types {
-                return self.close_loop(axis, reverse, start, &types, body_of, span);
+                let losses = std::mem::take(&mut body_of.losses);
+                let mut results = self.close_loop(axis, reverse, start, &types, body_of, span)?;
+                for (loss, sum) in losses.into_iter().zip(results.last.split_off(n_carries)) {
+                    self.losses.push(Loss { tensor: sum, ..loss });
+                }
+                return Ok(results);
             }
             types = wanted;
             self.levels.pop();
@@ -111,6 +136,27 @@ impl Elaborator<'_> {
             span,
             "its axes or its dtype never settle",
         ))
+    }
+
+    /// In a loop that may end early nothing can be stacked, so the losses of layers are summed on the way: each is a carry
+    /// more. `sums` are those carries, none when the body is evaluated for the first time.
+    fn carry_losses(&mut self, mut body: Body, before: &Snapshot, sums: Vec<Tensor>, span: Span) -> Eval<Body> {
+        if body.until.is_none() || self.losses.len() == before.n_losses {
+            return Ok(body);
+        }
+        let losses = self.losses.split_off(before.n_losses);
+        if !sums.is_empty() && sums.len() != losses.len() {
+            mdl_graph::bug!("a body has {} losses and then {}", sums.len(), losses.len());
+        }
+        let mut sums = sums.into_iter();
+        for loss in &losses {
+            body.next.push(match sums.next() {
+                Some(sum) => self.emit(Op::Add, &[&sum, &loss.tensor], span)?,
+                None => loss.tensor.clone(),
+            });
+        }
+        body.losses = losses;
+        Ok(body)
     }
 
     fn close_loop(
@@ -152,8 +198,8 @@ impl Elaborator<'_> {
         }
         let n_noted: usize = noted.iter().map(|(_, _, n)| n).sum();
         if let Some(until) = &body.until {
-            if !inner_losses.is_empty() || n_noted > 0 {
-                let message = "a layer called in a loop with `until` declares a loss, or is watched";
+            if n_noted > 0 {
+                let message = "a layer called in a loop with `until` is watched";
                 self.levels.pop();
                 return Err(self.error(
                     Code::E0220,
@@ -371,7 +417,7 @@ impl Elaborator<'_> {
             env.frame.dead.borrow_mut().pop();
             let (next, until) = result?;
             let stacked = if is_scan { next.clone() } else { Vec::new() };
-            Ok(Body { next, stacked, until })
+            Ok(Body { next, stacked, until, losses: Vec::new() })
         })?;
         let tensors = if is_scan { results.stacked } else { results.last };
         Ok(unflatten(&tree, &mut tensors.into_iter()))

@@ -24,7 +24,7 @@
 //!    order of declaration, [`Stored`]: `path`, `stack` (the axes of copies, outermost first), `axes` (declared order),
 //!    `from`/`to` (arrow), `kind`, `root`. `elab.stored_of(&model)` gives the ids of those that a model uses.
 //!    `elab.set_trained(["gpt"])` says which roots train (`training` is true inside them) and are named without their
-//!    root in graphs; inputs of other roots are named `root/path`.
+//!    root in graphs; inputs of other roots are named `root:path`.
 //! 2. *An objective.* `elab.begin()` starts a graph. `elab.input("ids", InputKind::Batch, ty)` gives tensors for the record
 //!    `Value::record([("ids", tensor)…])`; then `elab.call(&objective, [model, batch])`. Afterwards `elab.take_losses()` are
 //!    the `loss name = …` of layers (name, f32[] tensor), already summed over copies, to be added to the loss and reported;
@@ -66,6 +66,8 @@ mod layer;
 mod load;
 mod loops;
 mod names;
+mod optimizers;
+mod rebuild;
 mod scope;
 mod states;
 mod train;
@@ -78,10 +80,11 @@ mod world;
 use std::collections::{BTreeMap, HashMap};
 use std::rc::Rc;
 
-use mdl_graph::{Axis, Name, Phase, Type};
+use mdl_graph::{Axis, Name, Phase};
 
 pub use builtins::{BUILTINS, Builtin};
-pub use train::OptimizerState;
+pub use optimizers::OptimizerState;
+pub use rebuild::Rebuilt;
 pub use value::{
     Args, Env, Eval, FunctionKind, Layer, Made, Optimizer, OptimizerCode, Stop, Stored, StoredId, StoredKind, Tensor,
     Value,
@@ -119,10 +122,14 @@ pub struct Elaborator<'w> {
     stored: Vec<Stored>,
     root: String,
     path: Vec<String>,
-    /// Where copies begin: how long the path was, and how many they are.
-    copied: Vec<(usize, u64)>,
+    /// Where copies begin: how long the path was, and which they are.
+    copied: Vec<(usize, Rc<value::Copies>)>,
     stack: Vec<Rc<value::Copies>>,
     trained: Vec<String>,
+    /// What builds the model of a trained stage, by the stage's name.
+    builders: HashMap<(usize, String), Rc<crate::syntax::ast::Expr>>,
+    /// The model of the stage that is looked at.
+    rebuilt: Option<Rebuilt>,
 
     // The graph under construction.
     levels: Vec<graphs::Level>,
@@ -137,8 +144,8 @@ pub struct Elaborator<'w> {
     found: Vec<watch::Found>,
     /// The states that each open loop's body changes, in the order of what it stacks.
     loop_states: Vec<Vec<StoredId>>,
-    /// States of the optimizer that runs: name, value, type of one layer's.
-    optimizer_next: Vec<Vec<(String, Tensor, Type)>>,
+    /// The optimizer that runs, after those that called it.
+    optimizing: Vec<optimizers::Optimizing>,
     places: HashMap<String, u32>,
     place_of: String,
 
@@ -175,6 +182,8 @@ impl<'w> Elaborator<'w> {
             path: Vec::new(),
             stack: Vec::new(),
             trained: Vec::new(),
+            builders: HashMap::new(),
+            rebuilt: None,
             levels: Vec::new(),
             inputs: HashMap::new(),
             phase: Phase::Forward,
@@ -187,7 +196,7 @@ impl<'w> Elaborator<'w> {
             found: Vec::new(),
             copied: Vec::new(),
             loop_states: Vec::new(),
-            optimizer_next: Vec::new(),
+            optimizing: Vec::new(),
             places: HashMap::new(),
             place_of: String::new(),
             stack_base: 0,

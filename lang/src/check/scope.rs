@@ -167,6 +167,11 @@ impl Elaborator<'_> {
     }
 
     fn item_value(&mut self, (file, name): (usize, String), span: Span) -> Eval<Value> {
+        let key = (file, name);
+        if let Some(value) = self.rebuilt_item(&key, span)? {
+            return Ok(value);
+        }
+        let (file, name) = key;
         if let Some(value) = self.defined.get(&(file, name.clone())) {
             return if matches!(value, Value::Error) { Err(Stop) } else { Ok(value.clone()) };
         }
@@ -215,6 +220,18 @@ impl Elaborator<'_> {
                     elab.build_root(&root, &env, &expr)
                 })
             }
+        }
+    }
+
+    /// The value of an `arg` of the recipe, if there is one of that name.
+    pub(super) fn arg_value(&mut self, env: &Env, name: &str) -> Option<Value> {
+        let found = self.find_item(env.frame.file, name)?;
+        match self.files[found.0].items.get(&found.1) {
+            Some((Global::Arg(_), span)) => {
+                let span = *span;
+                self.item_value(found, span).ok()
+            }
+            _ => None,
         }
     }
 

@@ -5,7 +5,7 @@ use mdl_graph::{Axis, AxisSet, Name, Type};
 use super::Elaborator;
 use super::copies::ScopeKind;
 use super::scope::plain;
-use super::value::{Env, Eval, StoredId, StoredKind, Tensor, Value};
+use super::value::{Env, Eval, Stop, StoredId, StoredKind, Tensor, Value};
 use crate::diag::Code;
 use crate::syntax::ast::{self, Span};
 
@@ -13,6 +13,8 @@ use crate::syntax::ast::{self, Span};
 #[derive(Clone)]
 pub(super) struct Loss {
     pub(super) name: String,
+    /// Of the layer that declares it.
+    pub(super) path: Name,
     pub(super) tensor: Tensor,
     pub(super) span: Span,
 }
@@ -20,16 +22,16 @@ pub(super) struct Loss {
 impl Elaborator<'_> {
     /// `next m = value`
     pub(super) fn set_next(&mut self, env: &Env, name: &ast::Name, value: Value, span: Span) -> Eval<Value> {
-        if let Some(states) = self.optimizer_next.last_mut()
-            && let Some(slot) = states.iter_mut().find(|slot| slot.0 == name.text)
+        if let Some(running) = self.optimizing.last()
+            && let Some(at) = running.slots.iter().position(|slot| slot.name == name.text)
         {
-            let (ty, old) = (slot.2.clone(), slot.1.clone());
+            let (ty, level) = (running.slots[at].ty.clone(), running.level);
+            if level != self.level_id() || self.n_mapped > 0 {
+                return Err(self.in_a_loop(name));
+            }
             let tensor = self.as_stored(&value, &ty, span, &name.text)?;
-            let _ = old;
-            if let Some(slot) =
-                self.optimizer_next.last_mut().and_then(|states| states.iter_mut().find(|slot| slot.0 == name.text))
-            {
-                slot.1 = tensor.clone();
+            if let Some(running) = self.optimizing.last_mut() {
+                running.slots[at].tensor = tensor.clone();
             }
             return Ok(Value::Tensor(tensor));
         }
@@ -72,9 +74,7 @@ impl Elaborator<'_> {
             None => self.levels.first().map_or(0, |level| level.id),
         };
         if inside != self.level_id() {
-            let message = format!("the state `{}` would change inside of a loop", name.text);
-            let help = "carry it through the loop, and give `next` its last value";
-            return Err(self.error_help(Code::E0220, message, name.span, "in a loop", help));
+            return Err(self.in_a_loop(name));
         }
         let tensor = self.as_stored(&value, &ty, span, &name.text)?;
         let stored_form = self.rename(&tensor, &back, span)?;
@@ -83,6 +83,12 @@ impl Elaborator<'_> {
             None => self.next.insert(id, stored_form),
         };
         Ok(Value::Tensor(tensor))
+    }
+
+    fn in_a_loop(&mut self, name: &ast::Name) -> Stop {
+        let message = format!("the state `{}` would change inside of a loop", name.text);
+        let help = "carry it through the loop, and give `next` its last value";
+        self.error_help(Code::E0220, message, name.span, "in a loop", help)
     }
 
     /// The next value of a state in its own type.
@@ -139,7 +145,8 @@ impl Elaborator<'_> {
             ));
         }
         if env.frame.training {
-            self.losses.push(Loss { name: name.text.clone(), tensor: tensor.clone(), span });
+            let path = self.scope.clone();
+            self.losses.push(Loss { name: name.text.clone(), path, tensor: tensor.clone(), span });
         }
         Ok(Value::Tensor(tensor))
     }

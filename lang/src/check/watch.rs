@@ -1,11 +1,11 @@
 //! `watch(model, "blocks.*")(x)`: also what the layers at a path give back, or what a `let` in them holds.
 //!
 //! A watched value is noted where it is made and taken outward with the result: renamed at each call that ends, stacked by
-//! each loop that closes. The pattern speaks of copies by an index, and takes all of them: `blocks.*.attn`.
+//! each loop that closes. The pattern speaks of copies by an index, `blocks.*.attn`; some of them are picked when they are stacked.
 
 use std::rc::Rc;
 
-use mdl_graph::Name;
+use mdl_graph::{Axis, Name, Op};
 
 use super::Elaborator;
 use super::value::{Args, Env, Eval, Layer, Stop, Tensor, Value};
@@ -13,12 +13,25 @@ use crate::diag::Code;
 use crate::stage::pattern::{Match, PathStep, Pattern};
 use crate::syntax::ast::Span;
 
-/// A step of the path of a layer: a name, and how many copies follow it.
+/// A step of the path of a layer: a name, and the copies that follow it, which and how many.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Step {
     pub name: String,
-    pub copies: Option<u64>,
+    pub copies: Vec<(u32, u64)>,
 }
+
+/// Which copies a pattern takes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Pick {
+    /// The `repeat` or `each`.
+    copies: u32,
+    at: Vec<u64>,
+    /// `blocks.3` is one layer, `blocks.{3..4}` a stack of one.
+    is_one: bool,
+}
+
+/// So many copies are told apart at most when a pattern says indices.
+const MANY: u64 = 100_000;
 
 /// Old and new names.
 pub(super) type Renames = Vec<(Name, Name)>;
@@ -36,6 +49,8 @@ pub(super) struct Found {
     watch: usize,
     pub(super) path: String,
     pub(super) value: Value,
+    /// What is still to be picked, once the copies have been stacked.
+    picks: Vec<Pick>,
 }
 
 impl Elaborator<'_> {
@@ -83,27 +98,58 @@ impl Elaborator<'_> {
         for watch in 0..self.watches.len() {
             let Watch { pattern, base } = &self.watches[watch];
             let Some(steps) = layer.data.steps.get(*base..) else { continue };
-            let hits = [false, true].map(|last| {
-                let path = spelled(steps, name, last);
-                // The pattern also takes what lies under it: only the first on the way counts.
-                let hit = |path: &[PathStep]| pattern.matches(path) != Match::No;
-                !path.is_empty() && hit(&path) && !hit(&path[..path.len() - 1])
-            });
-            match hits {
-                [false, false] => continue,
-                [true, true] => {}
-                _ => {
-                    let message = "a watched pattern takes some copies and not others";
-                    return Err(self.error(Code::E0704, message, span, "all copies, `*`, in this version"));
-                }
-            }
+            let picks = match picked(pattern, steps, name) {
+                Ok(Some(picks)) => picks,
+                Ok(None) => continue,
+                Err(message) => return Err(self.error(Code::E0216, message, span, "watched here")),
+            };
             let names = steps.iter().map(|step| step.name.as_str()).chain(name);
             let path = names.collect::<Vec<_>>().join(".");
             if let Value::Tensor(_) | Value::Tuple(_) | Value::Record(_) | Value::List(_) = value {
-                self.found.push(Found { watch, path, value: value.clone() });
+                self.found.push(Found { watch, path, value: value.clone(), picks });
             }
         }
         Ok(())
+    }
+
+    /// Copies have been stacked along `axis`: what was noted since `from` keeps those that its watch asks for.
+    pub(super) fn pick_found(&mut self, from: usize, copies: u32, axis: &Name, span: Span) -> Eval<()> {
+        for i in from..self.found.len() {
+            let Some(at) = self.found[i].picks.iter().position(|pick| pick.copies == copies) else { continue };
+            let pick = self.found[i].picks.remove(at);
+            let value = self.found[i].value.clone();
+            self.found[i].value = self.each_tensor(&value, &mut |elab, tensor| elab.pick(tensor, axis, &pick, span))?;
+        }
+        Ok(())
+    }
+
+    /// Whether something noted since `from` asks for some of these copies.
+    pub(super) fn is_picked(&self, from: usize, copies: u32) -> bool {
+        self.found[from..].iter().any(|found| found.picks.iter().any(|pick| pick.copies == copies))
+    }
+
+    fn pick(&mut self, tensor: &Tensor, axis: &Name, pick: &Pick, span: Span) -> Eval<Tensor> {
+        if !self.axes(tensor).contains(axis) {
+            return Ok(tensor.clone());
+        }
+        let (first, n) = (pick.at[0], pick.at.len() as u64);
+        if pick.is_one {
+            let index = self.i32_number(first as i64, span)?;
+            return self.gather(tensor, axis, &index, span);
+        }
+        if pick.at.iter().copied().eq(first..first + n) {
+            return self.slice(tensor, axis, first, n, 1, span);
+        }
+        let place = self.fresh(axis.as_str());
+        let places = self.emit(Op::Iota(Axis::new(place.clone(), n)), &[], span)?;
+        let mut index = self.i32_number(first as i64, span)?;
+        for (k, at) in pick.at.iter().enumerate().skip(1) {
+            let (k, at) = (self.i32_number(k as i64, span)?, self.i32_number(*at as i64, span)?);
+            let is_here = self.emit(Op::Equal, &[&places, &k], span)?;
+            index = self.emit(Op::Select, &[&is_here, &at, &index], span)?;
+        }
+        let rows = self.gather(tensor, axis, &index, span)?;
+        self.rename(&rows, &[(place, axis.clone())], span)
     }
 
     /// What was noted since `from` is renamed as the call ends in which it was made.
@@ -125,15 +171,66 @@ impl Elaborator<'_> {
     }
 }
 
-/// A path with an index for each step that has copies: the first, or the last of them.
-fn spelled(steps: &[Step], name: Option<&str>, last: bool) -> Vec<PathStep> {
+/// Which copies of a value at a path a pattern takes; `None` if it does not take the value.
+fn picked(pattern: &Pattern, steps: &[Step], name: Option<&str>) -> Result<Option<Vec<Pick>>, String> {
+    // The pattern also takes what lies under it: only the first on the way counts.
+    let hit = |index: &[u64]| {
+        let path = spelled(steps, name, index);
+        let takes = |path: &[PathStep]| pattern.matches(path) != Match::No;
+        !path.is_empty() && takes(&path) && !takes(&path[..path.len() - 1])
+    };
+    let copies: Vec<(u32, u64)> = steps.iter().flat_map(|step| step.copies.iter().copied()).collect();
+    let first = vec![0; copies.len()];
+    if !pattern.has_indices() {
+        return Ok(hit(&first).then(Vec::new));
+    }
+    let all: u64 = copies.iter().map(|(_, n)| *n).product();
+    if all > MANY {
+        return Err(format!(
+            "a pattern with indices is looked for among {all} copies; at most {MANY} can be told apart"
+        ));
+    }
+    let mut hits: Vec<Vec<u64>> = Vec::new();
+    let mut index = first;
+    for _ in 0..all {
+        if hit(&index) {
+            hits.push(index.clone());
+        }
+        for (at, (_, n)) in index.iter_mut().zip(&copies).rev() {
+            *at = (*at + 1) % n;
+            if *at != 0 {
+                break;
+            }
+        }
+    }
+    let Some(one) = hits.first() else { return Ok(None) };
+    let (mut picks, mut product) = (Vec::new(), 1);
+    for (k, (copies, n)) in copies.iter().enumerate() {
+        let mut at: Vec<u64> = hits.iter().map(|hit| hit[k]).collect();
+        at.sort_unstable();
+        at.dedup();
+        product *= at.len();
+        // An index that no copy has: only `*` takes that as well.
+        let beyond: Vec<u64> = one.iter().enumerate().map(|(i, at)| if i == k { u64::MAX } else { *at }).collect();
+        let is_one = at.len() == 1 && !pattern.has_ranges() && !hit(&beyond);
+        if is_one || (at.len() as u64) < *n {
+            picks.push(Pick { copies: *copies, at, is_one });
+        }
+    }
+    if product != hits.len() {
+        return Err("the pattern takes different copies in different copies, which do not make a tensor".to_string());
+    }
+    Ok(Some(picks))
+}
+
+/// A path with an index for each step that has copies.
+fn spelled(steps: &[Step], name: Option<&str>, index: &[u64]) -> Vec<PathStep> {
     let step = |name: String| PathStep { name, copies: None };
+    let mut index = index.iter();
     let mut path = Vec::new();
     for Step { name, copies } in steps {
         path.push(step(name.clone()));
-        if let Some(copies) = copies {
-            path.push(step(if last { copies.saturating_sub(1).to_string() } else { "0".to_string() }));
-        }
+        path.extend(index.by_ref().take(copies.len()).map(|at| step(at.to_string())));
     }
     path.extend(name.map(|name| step(name.to_string())));
     path
@@ -144,6 +241,7 @@ pub(super) fn watch(elab: &mut Elaborator<'_>, call: &mut super::builtins::Call<
     elab.no_axes(call)?;
     let [model, pattern] = elab.take_args(call, ["model", "pattern"], 2)?;
     let (Some((model, model_span)), Some((pattern, pattern_span))) = (model, pattern) else { return Err(Stop) };
+    let env = call.env;
     let Value::Layer(layer) = model else {
         let message = format!("`watch` takes a model, not {}", model.kind());
         return Err(elab.error(Code::E0209, message, model_span, format!("this is {}", model.kind())));
@@ -152,5 +250,6 @@ pub(super) fn watch(elab: &mut Elaborator<'_>, call: &mut super::builtins::Call<
         let message = format!("`watch` takes a pattern of paths, not {}", pattern.kind());
         return Err(elab.error(Code::E0209, message, pattern_span, "expected a Str such as \"blocks.*\""));
     };
+    let pattern = elab.spelled_out(env, pattern);
     Ok(Value::function(super::value::FunctionKind::Watch(layer, Rc::from(pattern))))
 }

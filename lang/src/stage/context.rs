@@ -4,7 +4,7 @@ use std::rc::Rc;
 
 use mdl_graph::Axis;
 
-use crate::check::{Elaborator, Env, Eval, Stop, Stored, StoredId, Value, World};
+use crate::check::{Elaborator, Env, Eval, Rebuilt, Stop, Stored, StoredId, Value, World};
 use crate::diag::{Code, Diagnostic, Sources, nearest};
 use crate::spec::{Arg, DataFacts, DataSpec};
 use crate::syntax::ast::{self, Expr, ExprKind, FileId, ItemKind, Span};
@@ -31,15 +31,16 @@ pub(crate) struct TrainEntry {
 
 #[derive(Clone)]
 pub(crate) struct Trained {
-    /// The name of the block.
+    /// The name of the block, and of the root of `model`.
     pub(crate) block: String,
-    /// The root of `model`: its name, or that of the block.
-    pub(crate) root: String,
-    /// The model as it is outside of training.
+    /// The model and its objective as they are outside of training.
     pub(crate) model: Value,
-    /// What builds it: whether a layer trains is settled when it is built.
+    pub(crate) objective: Value,
+    /// What names mean in the objective.
+    pub(crate) rebuilt: Rebuilt,
+    /// What builds them: whether a layer trains is settled when it is built.
     pub(crate) builder: Rc<Expr>,
-    pub(crate) objective: Rc<Expr>,
+    pub(crate) objective_expr: Rc<Expr>,
     pub(crate) batch: u64,
     /// Evaluation reads averages in the place of weights.
     pub(crate) averaged: bool,
@@ -150,10 +151,6 @@ impl<'w> Context<'w> {
         let spec = known.as_ref().map(|(spec, _)| spec.clone());
         self.data.push(DataEntry { name: block.name.to_owned(), known });
         spec
-    }
-
-    pub(crate) fn is_block(&self, kind: &str, name: &str) -> bool {
-        self.names.iter().any(|(known, other)| *known == kind && other == name)
     }
 
     /// The block of a kind that a field names. `None` when that was reported, here or when the block was read.

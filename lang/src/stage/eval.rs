@@ -1,5 +1,7 @@
 //! An `eval` block: which numbers of a trained model on which part of the data.
 
+use mdl_graph::Name;
+
 use crate::check::Value;
 use crate::diag::{Code, Diagnostic, nearest};
 use crate::spec::{EvalSpec, Finish, Metric};
@@ -10,6 +12,7 @@ use super::context::Context;
 use super::fields::match_fields;
 use super::read::{self, Compute, wrong_type};
 use super::schema::FieldRow;
+use super::train::needs_of;
 
 /// Metrics that are made of the loss.
 const OF_LOSS: [(&str, Finish); 3] =
@@ -47,6 +50,11 @@ impl Context<'_> {
         let functions: Vec<(String, Value, Span)> =
             asked.iter().filter_map(|asked| Some((asked.name.clone(), asked.function.clone()?, asked.span))).collect();
         let (graph, values) = self.measuring_graph(&trained, &facts, batch, &functions)?;
+        let objective = trained.objective_expr.span;
+        let own: Vec<Name> = graph.inputs().iter().map(|input| input.name.clone()).collect();
+        let own: Vec<&Name> = own.iter().filter(|name| !name.as_str().contains(':')).collect();
+        let mut reads = Vec::new();
+        self.reads_of(&graph, &own, objective, &mut reads)?;
         let mut metrics = Vec::new();
         for Asked { name, span, .. } in &asked {
             let metric = match OF_LOSS.iter().find(|(known, _)| known == name) {
@@ -70,8 +78,9 @@ impl Context<'_> {
             };
             metrics.push(metric);
         }
-        let needs = if data == of { vec![of.clone()] } else { vec![of.clone(), data.clone()] };
-        is_fine.then_some((needs, EvalSpec { of, data, part, batch, graph, metrics }))
+        let mut needs = vec![of.clone(), data.clone()];
+        needs_of(&reads, &mut needs);
+        is_fine.then_some((needs, EvalSpec { of, data, part, batch, graph, reads, metrics }))
     }
 
     /// The names in `metrics = […]`.

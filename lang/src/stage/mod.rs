@@ -10,8 +10,10 @@ mod data;
 mod eval;
 mod fields;
 mod manual;
+mod measuring;
 mod objective;
 mod optimize;
+mod parts;
 pub mod pattern;
 mod read;
 mod schema;
@@ -49,7 +51,8 @@ pub fn check(
         }
     }
     context.models(&file);
-    for block in blocks.iter().filter(|block| block.kind.name == "train") {
+    let trains = blocks.iter().filter(|block| block.kind.name == "train").collect();
+    for block in context.in_order(trains) {
         if let Some((needs, spec)) = context.train(block) {
             program.stages.push(block.stage(needs, StageKind::Train(Box::new(spec))));
         }

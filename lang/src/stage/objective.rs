@@ -1,45 +1,96 @@
 //! What an objective or a metric gives, taken apart: one float to make small, and numbers to report.
 
-use mdl_graph::{DType, NodeId};
+use mdl_graph::{DType, NodeId, Op};
 
 use crate::check::{Args, Value};
 use crate::diag::{Code, Diagnostic};
 use crate::syntax::ast::Span;
 
 use super::context::Context;
+use super::parts::names_of;
 use super::read::Compute;
 
 /// What an objective gives.
 pub(super) struct Measured {
-    /// `f32[]`
+    /// `f32[]`; of parts with losses of their own, their sum.
     pub(super) loss: NodeId,
+    /// The loss of each part, where a record of models follows more than one.
+    pub(super) parts: Vec<(String, NodeId)>,
     /// Names and `f32[]`.
     pub(super) metrics: Vec<(String, NodeId)>,
 }
 
 impl Context<'_> {
-    /// Calls an objective and takes its result apart.
+    /// Calls an objective, or that of each part, and takes the result apart.
     pub(super) fn measure(&mut self, objective: &Value, model: &Value, batch: &Value, span: Span) -> Option<Measured> {
-        if !matches!(objective, Value::Function(_)) {
-            let diagnostic = match objective {
-                Value::Layer(_) => {
-                    Diagnostic::error(Code::E0704, "an objective that is a layer is not in this version")
-                        .help("write a function of `(model, batch)`")
-                }
-                other => Diagnostic::error(
-                    Code::E0303,
-                    format!("`objective` takes a function of `(model, batch)`, and this is {}", other.kind()),
-                )
-                .help("such as `next_token`"),
-            };
-            self.report(diagnostic.label(span, "not a function"));
-            return None;
+        let names = names_of(model);
+        if let Value::Record(fields) = objective {
+            let given: Vec<&str> = fields.iter().map(|(name, _)| &**name).collect();
+            self.same_parts("objective", &given, &names, span)?;
+            let (mut parts, mut metrics) = (Vec::new(), Vec::new());
+            for name in names {
+                let value = self.judge(objective.field(name)?, model, batch, span)?;
+                let (loss, more) = self.loss_and_metrics(&value, span)?;
+                parts.push((name.to_owned(), loss));
+                metrics.extend(more.into_iter().map(|(metric, node)| (format!("{name}.{metric}"), node)));
+            }
+            return Some(self.together(parts, metrics));
         }
-        let args = Args::of([(model.clone(), span), (batch.clone(), span)]);
-        let value = self.elab.call(objective, args, span).ok()?;
-        let Value::Record(fields) = &value else {
-            return Some(Measured { loss: self.loss(&value, span)?, metrics: Vec::new() });
+        let value = self.judge(objective, model, batch, span)?;
+        if let Value::Record(fields) = &value
+            && !names.is_empty()
+            && value.field("loss").is_none()
+            && names.iter().any(|name| value.field(name).is_some())
+        {
+            let mut parts = Vec::new();
+            for name in &names {
+                let Some(loss) = value.field(name) else {
+                    self.report(
+                        Diagnostic::error(Code::E0314, format!("the objective gives no loss for the part `{name}`"))
+                            .label(span, "losses of other parts only")
+                            .help("give a loss for each part of the model, or one `loss` for all of it"),
+                    );
+                    return None;
+                };
+                parts.push(((*name).to_owned(), self.loss(loss, span)?));
+            }
+            let mut metrics = Vec::new();
+            for (name, value) in fields.iter().filter(|(name, _)| !names.contains(&&**name)) {
+                metrics.push((name.to_string(), self.metric(name, value, span)?));
+            }
+            return Some(self.together(parts, metrics));
+        }
+        let (loss, metrics) = self.loss_and_metrics(&value, span)?;
+        Some(Measured { loss, parts: Vec::new(), metrics })
+    }
+
+    /// The sum of the losses of parts, which are reported under the parts' names.
+    fn together(&mut self, parts: Vec<(String, NodeId)>, metrics: Vec<(String, NodeId)>) -> Measured {
+        let total = parts.iter().map(|(_, loss)| *loss).reduce(|a, b| self.elab.graph().add(Op::Add, &[a, b]));
+        let loss = total.unwrap_or_else(|| self.elab.graph().constant(0.0, DType::F32));
+        let metrics = parts.iter().cloned().chain(metrics).collect();
+        Measured { loss, parts, metrics }
+    }
+
+    /// What an objective gives for a batch.
+    fn judge(&mut self, objective: &Value, model: &Value, batch: &Value, span: Span) -> Option<Value> {
+        let help = match objective {
+            Value::Function(_) | Value::Layer(_) => {
+                let args = Args::of([(model.clone(), span), (batch.clone(), span)]);
+                return self.elab.call(objective, args, span).ok();
+            }
+            Value::Error => return None,
+            Value::Maker(_) => "build it: add the parentheses with its arguments",
+            _ => "such as `next_token`",
         };
+        let message = format!("`objective` takes a function of `(model, batch)`, and this is {}", objective.kind());
+        self.report(Diagnostic::error(Code::E0303, message).label(span, "not a function").help(help));
+        None
+    }
+
+    /// One loss, and what else is reported.
+    fn loss_and_metrics(&mut self, value: &Value, span: Span) -> Option<(NodeId, Vec<(String, NodeId)>)> {
+        let Value::Record(fields) = value else { return Some((self.loss(value, span)?, Vec::new())) };
         let Some(loss) = value.field("loss") else {
             let names: Vec<String> = fields.iter().map(|(name, _)| format!("`{name}`")).collect();
             self.report(
@@ -54,7 +105,7 @@ impl Context<'_> {
         for (name, value) in fields.iter().filter(|(name, _)| &**name != "loss") {
             metrics.push((name.to_string(), self.metric(name, value, span)?));
         }
-        Some(Measured { loss, metrics })
+        Some((loss, metrics))
     }
 
     fn loss(&mut self, value: &Value, span: Span) -> Option<NodeId> {

@@ -1,16 +1,19 @@
 //! Which optimizer takes which weight.
 //!
 //! The first of the list whose pattern matches a weight, and whose `for […]` accepts it, takes it. A pattern that
-//! matches nothing, an optimizer that nothing is left for and a weight that nobody takes are mistakes.
+//! matches nothing, an optimizer that nothing is left for and a weight that nobody takes are mistakes. Copies of a layer
+//! are one tensor; where patterns give them to different optimizers, each takes its run of them.
 
 use std::rc::Rc;
+
+use mdl_graph::Axis;
 
 use crate::check::{Optimizer, StoredId, Value};
 use crate::diag::{Code, Diagnostic, nearest};
 use crate::syntax::ast::{Expr, ExprKind, Span};
 
 use super::context::Context;
-use super::pattern::{Match, PathStep, Pattern};
+use super::pattern::{PathStep, Pattern};
 use super::read::Compute;
 
 /// An optimizer of the list.
@@ -21,25 +24,24 @@ pub(crate) struct Candidate {
 }
 
 impl Context<'_> {
-    /// The optimizers of a field, in order.
-    pub(crate) fn optimizers(&mut self, expr: &Expr) -> Option<Vec<Candidate>> {
-        let env = self.env.clone();
-        let value = self.elab.eval(&env, expr).ok()?;
-        let Value::List(items) = &value else { return self.candidate(&value, expr.span).map(|one| vec![one]) };
+    /// The optimizers of a field, in order, each with its place.
+    pub(crate) fn optimizers(&mut self, value: &Value, written: &Expr) -> Option<Vec<Candidate>> {
+        let Value::List(items) = value else { return self.candidate(value, written.span).map(|one| vec![one]) };
         if items.is_empty() {
             self.report(
                 Diagnostic::error(Code::E0303, "`optimizer` takes at least one optimizer, and this list is empty")
-                    .label(expr.span, "an empty list"),
+                    .label(written.span, "an empty list"),
             );
             return None;
         }
         // Items of a written list have places of their own, those of a comprehension share one.
-        let spans: Vec<Span> = match &expr.kind {
-            ExprKind::List(written) if written.len() == items.len() => written.iter().map(|item| item.span).collect(),
-            _ => vec![expr.span; items.len()],
+        let places: Vec<&Expr> = match &written.kind {
+            ExprKind::List(written) if written.len() == items.len() => written.iter().collect(),
+            _ => vec![written; items.len()],
         };
-        let candidates: Vec<_> = items.iter().zip(spans).map(|(item, span)| self.candidate(item, span)).collect();
-        candidates.into_iter().collect()
+        // A list in the list is one of them after another: `[[… for i in 0..12], adamw(lr: 3e-4)]`.
+        let candidates: Vec<_> = items.iter().zip(places).map(|(item, place)| self.optimizers(item, place)).collect();
+        candidates.into_iter().collect::<Option<Vec<_>>>().map(|lists| lists.into_iter().flatten().collect())
     }
 
     fn candidate(&mut self, value: &Value, span: Span) -> Option<Candidate> {
@@ -67,14 +69,6 @@ impl Context<'_> {
                     }
                 }
             }
-            Value::Record(_) => {
-                self.report(
-                    Diagnostic::error(Code::E0704, "an optimizer for each part of a model is not in this version")
-                        .label(span, "a record here")
-                        .help("give a list with `at`: `[muon(lr: 0.02) at \"blocks.**\", adamw(lr: 3e-4)]`"),
-                );
-                None
-            }
             Value::Error => None,
             Value::Function(_) => {
                 self.report(
@@ -98,56 +92,87 @@ impl Context<'_> {
         }
     }
 
-    /// For each weight the place of its optimizer in the list.
-    pub(crate) fn assign(&mut self, candidates: &[Candidate], weights: &[StoredId]) -> Option<Vec<usize>> {
-        let paths: Vec<Vec<Vec<PathStep>>> = weights.iter().map(|id| self.path_steps(*id)).collect();
-        let mut owners: Vec<Option<usize>> = vec![None; weights.len()];
+    /// For each weight its optimizers by their places in the list: one, or one for each run of copies.
+    pub(crate) fn assign(
+        &mut self,
+        candidates: &[Candidate],
+        weights: &[StoredId],
+        part: Option<&str>,
+    ) -> Option<Vec<Vec<Run>>> {
+        let mut paths: Vec<Vec<Vec<PathStep>>> = weights.iter().map(|id| self.path_steps(*id)).collect();
+        // In a record of optimizers the field says the part, so that patterns begin after it.
+        for steps in paths.iter_mut().flatten() {
+            if part.is_some_and(|part| steps.first().is_some_and(|first| first.name == part)) {
+                steps.remove(0);
+            }
+        }
+        let copies = |id: &StoredId| self.stored(*id).stack.iter().map(|axis| axis.size as usize).product::<usize>();
+        let mut owners: Vec<Vec<Option<usize>>> = weights.iter().map(|id| vec![None; copies(id)]).collect();
         let mut fine = true;
         for (at, candidate) in candidates.iter().enumerate() {
             let (mut matched, mut accepted, mut taken) = (0, 0, 0);
             for (i, id) in weights.iter().enumerate() {
-                match candidate.pattern.as_ref().map_or(Match::All, |(pattern, _)| best_match(pattern, &paths[i])) {
-                    Match::No => continue,
-                    Match::All => {}
-                    Match::Some => {
-                        self.report(cut_stack(candidate, &self.stored(*id).path));
-                        return None;
-                    }
+                let takes = match &candidate.pattern {
+                    Some((pattern, _)) => best_match(pattern, &paths[i]),
+                    None => vec![true; owners[i].len()],
+                };
+                if !takes.contains(&true) {
+                    continue;
                 }
                 matched += 1;
                 if !self.elab.optimizer_takes(&candidate.optimizer, *id) {
                     continue;
                 }
                 accepted += 1;
-                if owners[i].is_none() {
-                    owners[i] = Some(at);
+                for (owner, _) in owners[i].iter_mut().zip(takes).filter(|(owner, takes)| *takes && owner.is_none()) {
+                    *owner = Some(at);
                     taken += 1;
                 }
             }
             if taken == 0 {
                 fine = false;
-                let diagnostic = self.takes_nothing(candidate, matched, accepted, weights);
+                let diagnostic = self.takes_nothing(candidate, matched, accepted, weights, part);
                 self.report(diagnostic);
             }
         }
         let left: Vec<String> = weights
             .iter()
             .zip(&owners)
-            .filter(|(_, owner)| owner.is_none())
+            .filter(|(_, owners)| owners.contains(&None))
             .map(|(id, _)| format!("`{}`", self.stored(*id).path))
             .collect();
+        let span = candidates.iter().map(|candidate| candidate.span).reduce(Span::to).unwrap_or_default();
         if fine && !left.is_empty() {
             fine = false;
             let shown = left.iter().take(3).cloned().collect::<Vec<_>>().join(", ");
             let more = if left.len() > 3 { format!(" and {} more", left.len() - 3) } else { String::new() };
-            let span = candidates.iter().map(|candidate| candidate.span).reduce(Span::to).unwrap_or_default();
             self.report(
                 Diagnostic::error(Code::E0313, format!("no optimizer takes {shown}{more}"))
                     .label(span, "these optimizers")
                     .help("end the list with one that takes the rest, such as `adamw(lr: 3e-4)` without `at`"),
             );
         }
-        fine.then(|| owners.into_iter().flatten().collect())
+        if !fine {
+            return None;
+        }
+        let mut all = Vec::new();
+        for (id, owners) in weights.iter().zip(owners) {
+            let owners: Vec<usize> = owners.into_iter().flatten().collect();
+            let Some(runs) = runs(&owners, &self.stored(*id).stack) else {
+                let message = format!(
+                    "the copies of `{}` are given to optimizers in a way that no axis follows",
+                    self.stored(*id).path
+                );
+                self.report(
+                    Diagnostic::error(Code::E0312, message)
+                        .label(span, "these patterns")
+                        .help("in copies of copies, let patterns differ in one index only"),
+                );
+                return None;
+            };
+            all.push(runs);
+        }
+        Some(all)
     }
 
     fn takes_nothing(
@@ -156,6 +181,7 @@ impl Context<'_> {
         matched: usize,
         accepted: usize,
         weights: &[StoredId],
+        part: Option<&str>,
     ) -> Diagnostic {
         let Some((_, text)) = candidate.pattern.as_ref().filter(|_| matched == 0) else {
             let message = if accepted == 0 {
@@ -169,7 +195,11 @@ impl Context<'_> {
         };
         let diagnostic = Diagnostic::error(Code::E0312, format!("the pattern `{text}` matches no weight"))
             .label(candidate.span, "without effect");
-        let paths: Vec<&str> = weights.iter().map(|id| self.stored(*id).path.as_str()).collect();
+        let inside = |path| match part {
+            Some(part) => str::strip_prefix(path, part).and_then(|rest| rest.strip_prefix('.')).unwrap_or(path),
+            None => path,
+        };
+        let paths: Vec<&str> = weights.iter().map(|id| inside(self.stored(*id).path.as_str())).collect();
         let layers: Vec<&str> =
             paths.iter().flat_map(|path| path.match_indices('.').map(|(at, _)| &path[..at])).collect();
         match nearest(text, paths.iter().chain(&layers).copied()) {
@@ -203,24 +233,43 @@ impl Context<'_> {
     }
 }
 
-/// How a pattern meets a weight: in whichever place of the indices takes the most.
-fn best_match(pattern: &Pattern, places: &[Vec<PathStep>]) -> Match {
-    let all: Vec<Match> = places.iter().map(|path| pattern.matches(path)).collect();
-    if all.contains(&Match::All) {
-        Match::All
-    } else if all.contains(&Match::Some) {
-        Match::Some
-    } else {
-        Match::No
-    }
+/// Copies of a weight that one optimizer takes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Run {
+    /// The place of the optimizer in the list.
+    pub(crate) optimizer: usize,
+    /// The axis of copies that is cut, and from where to where; `None` for all copies.
+    pub(crate) cut: Option<(Axis, u64, u64)>,
 }
 
-fn cut_stack(candidate: &Candidate, path: &str) -> Diagnostic {
-    let text = candidate.pattern.as_ref().map_or("", |(_, text)| text);
-    Diagnostic::error(
-        Code::E0704,
-        format!("`{text}` takes some copies of `{path}` and not others, which is not in this version"),
-    )
-    .label(candidate.span, "some of the copies")
-    .help("copies made by `repeat` are one tensor; take them all, as in `blocks.*`")
+/// The owners of copies as runs along one axis of theirs; `None` if they follow no axis.
+fn runs(owners: &[usize], stack: &[Axis]) -> Option<Vec<Run>> {
+    let first = *owners.first()?;
+    if owners.iter().all(|owner| *owner == first) {
+        return Some(vec![Run { optimizer: first, cut: None }]);
+    }
+    for (k, axis) in stack.iter().enumerate() {
+        let inner: usize = stack[k + 1..].iter().map(|axis| axis.size as usize).product();
+        let size = axis.size as usize;
+        let of = |at: usize| owners[at * inner];
+        if !owners.iter().enumerate().all(|(i, owner)| *owner == of(i / inner % size)) {
+            continue;
+        }
+        let mut runs: Vec<Run> = Vec::new();
+        for at in 0..size {
+            match runs.last_mut() {
+                Some(Run { optimizer, cut: Some((_, _, end)) }) if *optimizer == of(at) => *end += 1,
+                _ => runs.push(Run { optimizer: of(at), cut: Some((axis.clone(), at as u64, at as u64 + 1)) }),
+            }
+        }
+        return Some(runs);
+    }
+    None
+}
+
+/// Which copies of a weight a pattern takes: in whichever place of the indices takes the most.
+fn best_match(pattern: &Pattern, places: &[Vec<PathStep>]) -> Vec<bool> {
+    let count = |takes: &Vec<bool>| takes.iter().filter(|takes| **takes).count();
+    let all = places.iter().map(|path| pattern.takes(path));
+    all.max_by_key(count).unwrap_or_default()
 }

@@ -68,19 +68,46 @@ impl Pattern {
         Ok(Pattern { steps })
     }
 
-    /// Matches a weight's path; `copies` gives, for each step of `path`, the number of copies that follow it as an index.
+    /// Whether it speaks of certain copies: by a number, or by a range of numbers.
+    pub fn has_indices(&self) -> bool {
+        let is_index = |choice: &Choice| match choice {
+            Choice::Name(name) => name.bytes().all(|byte| byte.is_ascii_digit()),
+            Choice::Range(..) => true,
+        };
+        self.steps.iter().any(|step| matches!(step, Step::Choice(choices) if choices.iter().any(is_index)))
+    }
+
+    /// Whether it has a range or a choice of indices: then what it takes is several, even if that is one.
+    pub fn has_ranges(&self) -> bool {
+        let is_range = |choice: &Choice| matches!(choice, Choice::Range(..));
+        self.steps.iter().any(|step| matches!(step, Step::Choice(choices) if choices.iter().any(is_range)))
+    }
+
+    /// Matches a weight's path.
     pub fn matches(&self, path: &[PathStep]) -> Match {
-        let names: Vec<&str> = path.iter().map(|step| step.name.as_str()).collect();
-        // Without indices: the pattern speaks of all copies at once.
-        if meets(&self.steps, &names) {
-            return Match::All;
+        let takes = self.takes(path);
+        match takes.iter().filter(|takes| **takes).count() {
+            0 => Match::No,
+            hits if hits == takes.len() => Match::All,
+            _ => Match::Some,
         }
+    }
+
+    /// Which copies it takes of a weight, in order of counting, the last step's index fastest; one answer for a weight
+    /// without copies.
+    pub fn takes(&self, path: &[PathStep]) -> Vec<bool> {
+        let names: Vec<&str> = path.iter().map(|step| step.name.as_str()).collect();
         let sizes: Vec<u64> = path.iter().filter_map(|step| step.copies).collect();
-        if sizes.is_empty() {
-            return Match::No;
+        // Without indices: the pattern speaks of all copies at once.
+        let is_all = meets(&self.steps, &names);
+        if is_all || sizes.is_empty() || !self.has_indices() {
+            let count = sizes.iter().product::<u64>() as usize;
+            let steps: Vec<&str> =
+                path.iter().flat_map(|step| [Some(step.name.as_str()), step.copies.map(|_| "0")]).flatten().collect();
+            return vec![is_all || meets(&self.steps, &steps); count];
         }
         let mut index = vec![0; sizes.len()];
-        let (mut hits, mut count) = (0u64, 0u64);
+        let mut takes = Vec::new();
         loop {
             let mut steps = Vec::new();
             let mut next = index.iter();
@@ -91,16 +118,10 @@ impl Pattern {
                 }
             }
             let steps: Vec<&str> = steps.iter().map(String::as_str).collect();
-            count += 1;
-            hits += u64::from(meets(&self.steps, &steps));
+            takes.push(meets(&self.steps, &steps));
             if !advance(&mut index, &sizes) {
-                break;
+                return takes;
             }
-        }
-        match hits {
-            0 => Match::No,
-            _ if hits == count => Match::All,
-            _ => Match::Some,
         }
     }
 }

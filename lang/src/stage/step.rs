@@ -1,26 +1,27 @@
-//! The graphs of a training stage: first values, one step, evaluation, and the model alone.
+//! The graphs of a training stage: first values and one step. Measuring is in `measuring.rs`.
 //!
 //! A step is composed here of what the recipe gives: objective, gradients, clipping, one optimizer step for each weight,
 //! the average. What each of these computes is written in `.mdl`; only the plumbing between them is Rust.
 
 use std::rc::Rc;
 
-use mdl_graph::{Axis, AxisSet, DType, Graph, InputKind, Name, NodeId, Op, Phase, Role, Type};
+use mdl_graph::{Axis, AxisSet, DType, Graph, InputKind, Name, NodeId, Op, Phase, Role, Scalar, Type};
 
-use crate::check::{Args, Eval, Optimizer, OptimizerState, Stop, StoredId, StoredKind, Value};
+use crate::check::{Args, Elaborator, Eval, Optimizer, OptimizerState, Stop, StoredId, StoredKind, Value};
 use crate::diag::{Code, Diagnostic};
-use crate::spec::{DataFacts, State, StateKind, Weight};
+use crate::spec::{DataFacts, Read, State, StateKind, Weight};
 use crate::syntax::ast::{self, Expr, ExprKind, Span};
 
 use super::context::{Context, Trained};
 use super::graph_span;
 use super::objective::Measured;
-use super::optimize::Candidate;
+use super::optimize::{Candidate, Run};
+use super::parts::{Followed, OBJECTIVE, Part};
 use super::read::Compute;
 use super::schema::MANY;
 
 /// The axis that every field of a batch has.
-const BATCH: &str = "batch";
+pub(super) const BATCH: &str = "batch";
 
 /// Values of a step that no metric may be named after.
 const RESERVED: [&str; 3] = ["loss", "lr", "grad_norm"];
@@ -28,14 +29,31 @@ const RESERVED: [&str; 3] = ["loss", "lr", "grad_norm"];
 pub(crate) struct TrainingGraphs {
     pub(crate) weights: Vec<Weight>,
     pub(crate) states: Vec<State>,
+    /// Of other stages, what the graphs read.
+    pub(crate) reads: Vec<Read>,
     pub(crate) init: Graph,
     pub(crate) step: Graph,
+}
+
+impl TrainingGraphs {
+    /// The names of what the stage keeps.
+    pub(crate) fn own(&self) -> impl Iterator<Item = &Name> {
+        self.weights.iter().map(|weight| &weight.path).chain(self.states.iter().map(|state| &state.name))
+    }
 }
 
 /// A weight with what the step does to it.
 struct Owned {
     id: StoredId,
+    shares: Vec<Share>,
+}
+
+/// Copies of a weight that one optimizer takes: mostly all of them.
+struct Share {
     optimizer: Rc<Optimizer>,
+    cut: Option<(Axis, u64, u64)>,
+    /// The axes of the copies.
+    stack: Vec<Axis>,
     states: Vec<OptimizerState>,
 }
 
@@ -47,6 +65,8 @@ struct Parts<'p> {
     average: Option<(Value, Span)>,
     clip: Option<f64>,
     facts: &'p DataFacts,
+    /// The fields of a record of models.
+    fields: Vec<Part>,
 }
 
 impl Context<'_> {
@@ -60,37 +80,71 @@ impl Context<'_> {
         clip: Option<f64>,
         span: Span,
     ) -> Option<TrainingGraphs> {
+        let graphs = self.graphs_of(trained, facts, optimizer, average, clip, span);
+        self.elab.set_rebuilt(None);
+        graphs
+    }
+
+    fn graphs_of(
+        &mut self,
+        trained: &Trained,
+        facts: &DataFacts,
+        optimizer: &Expr,
+        average: Option<&Expr>,
+        clip: Option<f64>,
+        span: Span,
+    ) -> Option<TrainingGraphs> {
         // A root of its own: no user can write `~`.
         let root = format!("{}~", trained.block);
         self.set_training(Some(&root));
         let env = self.env.clone();
-        let model = self.elab.build_root(&root, &env, &trained.builder).ok()?;
+        let model = self.elab.rebuild(&root, &env, &trained.builder).ok()?;
+        let objective = self.elab.beside(OBJECTIVE, &env, &trained.objective_expr).ok()?;
+        let mut all = self.elab.stored_of(&model);
+        // An objective may be a layer: what it built trains along.
+        all.extend(self.elab.stored_of(&objective).into_iter().filter(|id| self.stored(*id).root == root));
+        all.sort();
+        all.dedup();
         let (weights, layer_states): (Vec<StoredId>, Vec<StoredId>) =
-            self.elab.stored_of(&model).into_iter().partition(|id| self.stored(*id).kind == StoredKind::Weight);
+            all.into_iter().partition(|id| self.stored(*id).kind == StoredKind::Weight);
         if weights.is_empty() {
             let message = "the model has no weights, so there is nothing to train";
             self.report(Diagnostic::error(Code::E0317, message).label(span, "in this block"));
             return None;
         }
         self.weights_fit(weights.iter().chain(&layer_states), span)?;
-        let candidates = self.optimizers(optimizer);
-        let owners = candidates.as_ref().and_then(|candidates| self.assign(candidates, &weights));
+        let fields = self.parts(&model);
+        let owners = self.owners(optimizer, &weights, &fields);
         let average = match average {
             Some(expr) => Some((self.average(expr)?, expr.span)),
             None => None,
         };
-        let objective = self.elab.eval(&env, &trained.objective).ok()?;
-        let (candidates, owners) = (candidates?, owners?);
+        let (candidates, owners) = owners?;
         let mut owned = Vec::new();
-        for (id, owner) in weights.into_iter().zip(owners) {
-            let optimizer = candidates[owner].optimizer.clone();
-            let states = self.elab.optimizer_states(&optimizer, id).ok()?;
-            owned.push(Owned { id, optimizer, states });
+        for (id, runs) in weights.into_iter().zip(owners) {
+            let mut shares = Vec::new();
+            for Run { optimizer, cut } in runs {
+                let optimizer = candidates[optimizer].optimizer.clone();
+                let mut stack = self.stored(id).stack.clone();
+                if let Some((axis, start, end)) = &cut {
+                    stack.iter_mut().filter(|own| *own == axis).for_each(|own| own.size = end - start);
+                }
+                let states = self.elab.optimizer_states(&optimizer, id, &stack).ok()?;
+                shares.push(Share { optimizer, cut, stack, states });
+            }
+            owned.push(Owned { id, shares });
         }
-        let parts = Parts { owned, layer_states, candidates, average, clip, facts };
+        let parts = Parts { owned, layer_states, candidates, average, clip, facts, fields };
         let step = self.step_graph(trained, &model, &objective, &parts)?;
         let init = self.init_graph(&parts, span).ok()?;
-        Some(TrainingGraphs { weights: self.weights_of(&parts), states: self.states_of(&parts), init, step })
+        let (weights, states) = (self.weights_of(&parts), self.states_of(&parts));
+        let graphs = TrainingGraphs { weights, states, reads: Vec::new(), init, step };
+        let mut reads = Vec::new();
+        let own: Vec<&Name> = graphs.own().collect();
+        for graph in [&graphs.init, &graphs.step] {
+            self.reads_of(graph, &own, trained.objective_expr.span, &mut reads)?;
+        }
+        Some(TrainingGraphs { reads, ..graphs })
     }
 
     /// Graphs count the elements of a tensor in `i32`.
@@ -133,26 +187,28 @@ impl Context<'_> {
     }
 
     fn step_graph(&mut self, trained: &Trained, model: &Value, objective: &Value, parts: &Parts<'_>) -> Option<Graph> {
-        let span = trained.objective.span;
+        let span = trained.objective_expr.span;
         let step = self.begin(span)?;
         let batch = self.batch(parts.facts, trained.batch);
-        let Measured { mut loss, metrics: mut values } = self.measure(objective, model, &batch, span)?;
-        for (name, term) in self.elab.take_losses().ok()? {
-            let term = self.elab.node_of(&term, span).ok()?;
-            loss = self.elab.graph().add(Op::Add, &[loss, term]);
-            values.push((name, term));
-        }
+        let mut measured = self.measure(objective, model, &batch, span)?;
+        let ids: Vec<StoredId> = parts.owned.iter().map(|weight| weight.id).collect();
+        let followed = self.losses(&mut measured, &ids, &parts.fields, span)?;
+        let Measured { loss, metrics: values, .. } = measured;
         self.names_are_free(&values, span)?;
         let nexts = self.elab.take_next();
-        let ids: Vec<StoredId> = parts.owned.iter().map(|weight| weight.id).collect();
-        let total = self.elab.value_of(loss);
-        let grads = self.elab.grads(&total, &ids, span).ok()?;
-        let grads: Vec<NodeId> = grads.iter().map(|grad| self.elab.node_of(grad, span)).collect::<Eval<_>>().ok()?;
+        let mut gradients = Vec::new();
+        for Followed { loss, weights } in &followed {
+            let total = self.elab.value_of(*loss);
+            let ids: Vec<StoredId> = weights.iter().map(|place| ids[*place]).collect();
+            let grads = self.elab.grads(&total, &ids, span).ok()?;
+            let grads = grads.iter().map(|grad| self.elab.node_of(grad, span)).collect::<Eval<Vec<NodeId>>>().ok()?;
+            gradients.push(grads);
+        }
 
         self.elab.set_phase(Phase::Update);
         let graph = self.elab.graph();
         graph.set_here(Phase::Update, graph_span(span), None);
-        let (norm, grads) = clipped(graph, grads, parts.clip);
+        let (norm, gradients) = clipped(graph, gradients, parts.clip);
         let n = count_from_one(graph, step);
         let rates = self.learning_rates(&parts.candidates, n, span)?;
 
@@ -165,7 +221,12 @@ impl Context<'_> {
         for (name, value) in values {
             graph.output_as(name, Role::Value, value);
         }
-        for (weight, grad) in parts.owned.iter().zip(grads) {
+        let mut grads: Vec<(usize, NodeId)> = Vec::new();
+        for (part, own) in followed.iter().zip(gradients) {
+            grads.extend(part.weights.iter().copied().zip(own));
+        }
+        grads.sort();
+        for (weight, (_, grad)) in parts.owned.iter().zip(grads) {
             self.update(weight, grad, n, parts.average.as_ref(), span).ok()?;
         }
         for (id, value) in nexts.iter().filter(|(id, _)| parts.layer_states.contains(id)) {
@@ -174,13 +235,11 @@ impl Context<'_> {
             self.elab.stored_value(*id);
             self.elab.output_next(&path, value, span).ok()?;
         }
-        let graph = self.elab.finish();
-        self.only_own(&graph, parts, span)?;
-        Some(graph)
+        Some(self.elab.finish())
     }
 
     /// A graph with the two scalars that every graph has; gives `step`.
-    fn begin(&mut self, span: Span) -> Option<NodeId> {
+    pub(super) fn begin(&mut self, span: Span) -> Option<NodeId> {
         self.elab.begin();
         let ty = Type::scalar(DType::I32);
         self.elab.input("seed", InputKind::Scalar, ty.clone());
@@ -189,7 +248,7 @@ impl Context<'_> {
     }
 
     /// The batch as a record of inputs.
-    fn batch(&mut self, facts: &DataFacts, rows: u64) -> Value {
+    pub(super) fn batch(&mut self, facts: &DataFacts, rows: u64) -> Value {
         let mut fields = Vec::new();
         for field in &facts.fields {
             let axes = AxisSet::of(field.axes.iter().cloned().chain([Axis::new(BATCH, rows)])).unwrap_or_default();
@@ -241,9 +300,13 @@ impl Context<'_> {
         self.elab.define(self.root, "optimizer~", Value::Optimizer(optimizer.clone()));
         let base = Box::new(Expr { kind: ExprKind::Name("optimizer~".to_owned()), span });
         let name = ast::Name { text: name.to_owned(), span };
-        let member = Expr { kind: ExprKind::Member { base, name }, span };
+        let member = Expr { kind: ExprKind::Member { base, name: name.clone() }, span };
         let env = self.env.clone();
-        self.attempt(|elab| elab.eval(&env, &member))
+        if let Some(value) = self.attempt(|elab| elab.eval(&env, &member)) {
+            return Some(value);
+        }
+        // `averaged(adamw(lr: 1e-3))`: that of the optimizer inside.
+        Elaborator::inner_optimizers(optimizer).iter().find_map(|(_, inner)| self.param(inner, &name.text, span))
     }
 
     /// One weight: its optimizer's step, its next states, its average.
@@ -258,17 +321,32 @@ impl Context<'_> {
         let path = self.stored(weight.id).path.clone();
         let elab = &mut self.elab;
         let old = elab.stored_value(weight.id);
-        let (grad, n) = (elab.value_of(grad), elab.value_of(n));
-        let states: Vec<Value> = weight
-            .states
-            .iter()
-            .map(|state| elab.input(&state_name(state, &path), InputKind::State, state.ty()))
-            .collect();
-        let (new, next) = elab.optimizer_step(&weight.optimizer, weight.id, [&old, &grad, &n], &states, span)?;
-        elab.output_next(&path, &new, span)?;
-        for (state, next) in weight.states.iter().zip(&next) {
-            elab.output_next(&state_name(state, &path), next, span)?;
+        let n = elab.value_of(n);
+        let mut new: Option<NodeId> = None;
+        for share in &weight.shares {
+            let (w, g) = (elab.node_of(&old, span)?, grad);
+            let (w, g) = (share.cut_out(elab.graph(), w), share.cut_out(elab.graph(), g));
+            let (w, g) = (elab.value_of(w), elab.value_of(g));
+            let states: Vec<Value> = share
+                .states
+                .iter()
+                .map(|state| elab.input(&state_name(state, &path, share), InputKind::State, state.ty()))
+                .collect();
+            let step = elab.optimizer_step(&share.optimizer, weight.id, &share.stack, [&w, &g, &n], &states, span);
+            let (own, next) = step?;
+            for (state, next) in share.states.iter().zip(&next) {
+                elab.output_next(&state_name(state, &path, share), next, span)?;
+            }
+            let own = elab.node_of(&own, span)?;
+            let own = share.put_back(elab.graph(), own);
+            new = Some(match new {
+                Some(new) => elab.graph().add(Op::Add, &[new, own]),
+                None => own,
+            });
         }
+        let Some(new) = new else { return Err(Stop) };
+        let new = elab.value_of(new);
+        elab.output_next(&path, &new, span)?;
         if let Some((average, span)) = average {
             let name = average_name(&path);
             let old = elab.input(&name, InputKind::State, elab.stored_type(weight.id));
@@ -286,7 +364,11 @@ impl Context<'_> {
         ids.sort();
         let mut values = Vec::new();
         for id in ids {
-            values.push((id, self.elab.init_stored(id)?));
+            let first = match self.elab.begins_as(id) {
+                Some((stage, path)) => self.elab.begin_stored(id, &format!("{stage}~:{path}")),
+                None => self.elab.init_stored(id)?,
+            };
+            values.push((id, first));
         }
         for (id, value) in &values {
             let path = self.stored(*id).path.clone();
@@ -295,10 +377,16 @@ impl Context<'_> {
         for weight in &parts.owned {
             let path = self.stored(weight.id).path.clone();
             let Some((_, value)) = values.iter().find(|(id, _)| *id == weight.id) else { return Err(Stop) };
-            let states = self.elab.init_optimizer_states(&weight.optimizer, weight.id, value, span)?;
-            for (state, first) in weight.states.iter().zip(&states) {
-                self.elab.output(&state_name(state, &path), first, span)?;
+            let value = self.elab.node_of(value, span)?;
+            for share in &weight.shares {
+                let own = share.cut_out(self.elab.graph(), value);
+                let own = self.elab.value_of(own);
+                let states = self.elab.init_optimizer_states(&share.optimizer, weight.id, &share.stack, &own, span)?;
+                for (state, first) in share.states.iter().zip(&states) {
+                    self.elab.output(&state_name(state, &path, share), first, span)?;
+                }
             }
+            let value = &self.elab.value_of(value);
             if parts.average.is_some() {
                 self.elab.output(&average_name(&path), value, span)?;
             }
@@ -332,10 +420,12 @@ impl Context<'_> {
             states.push(State { name, dtype, axes: all_axes(*id), kind: StateKind::Layer });
         }
         for weight in &parts.owned {
-            for state in &weight.states {
-                let name = Name::from(state_name(state, &self.stored(weight.id).path));
-                let (dtype, axes) = (state.dtype, state.axes.clone());
-                states.push(State { name, dtype, axes, kind: StateKind::Optimizer });
+            for share in &weight.shares {
+                for state in &share.states {
+                    let name = Name::from(state_name(state, &self.stored(weight.id).path, share));
+                    let (dtype, axes) = (state.dtype, state.axes.clone());
+                    states.push(State { name, dtype, axes, kind: StateKind::Optimizer });
+                }
             }
         }
         for weight in parts.owned.iter().filter(|_| parts.average.is_some()) {
@@ -344,133 +434,32 @@ impl Context<'_> {
         }
         states
     }
-
-    /// Refuses a step that reads weights which it does not train: nothing would fill them.
-    fn only_own(&mut self, graph: &Graph, parts: &Parts<'_>, span: Span) -> Option<()> {
-        let own: Vec<Name> = self
-            .weights_of(parts)
-            .into_iter()
-            .map(|weight| weight.path)
-            .chain(self.states_of(parts).into_iter().map(|state| state.name))
-            .collect();
-        let kept = |kind: InputKind| matches!(kind, InputKind::Weight | InputKind::State);
-        match graph.inputs().iter().find(|input| kept(input.kind) && !own.contains(&input.name)) {
-            Some(foreign) => {
-                self.foreign_weights(foreign.name.as_str(), span);
-                None
-            }
-            None => Some(()),
-        }
-    }
-
-    fn foreign_weights(&mut self, name: &str, span: Span) {
-        let root = name.split('/').next().unwrap_or(name);
-        self.report(
-            Diagnostic::error(
-                Code::E0704,
-                format!("weights of `{root}`, which this block does not train, are not in this version"),
-            )
-            .label(span, format!("it reads `{name}`"))
-            .help("an objective may use the model that it is given"),
-        );
-    }
-
-    /// The objective and other functions of `(model, batch)` on one batch, not training; and the names of all values.
-    pub(crate) fn measuring_graph(
-        &mut self,
-        trained: &Trained,
-        facts: &DataFacts,
-        batch: u64,
-        more: &[(String, Value, Span)],
-    ) -> Option<(Graph, Vec<String>)> {
-        let span = trained.objective.span;
-        self.set_training(None);
-        let (env, model) = (self.env.clone(), trained.model.clone());
-        let objective = self.elab.eval(&env, &trained.objective).ok()?;
-        self.begin(span)?;
-        let batch = self.batch(facts, batch);
-        let measured = self.measure(&objective, &model, &batch, span)?;
-        let mut values = vec![("loss".to_owned(), measured.loss)];
-        values.extend(measured.metrics);
-        for (name, function, span) in more {
-            if values.iter().any(|(known, _)| known == name) {
-                continue;
-            }
-            let args = Args::of([(model.clone(), *span), (batch.clone(), *span)]);
-            let value = self.elab.call(function, args, *span).ok()?;
-            values.push((name.clone(), self.metric(name, &value, *span)?));
-        }
-        for (name, value) in &values {
-            self.elab.graph().output_as(name.as_str(), Role::Value, *value);
-        }
-        let graph = self.elab.finish();
-        let graph = self.as_stored(&graph, trained)?;
-        Some((graph, values.into_iter().map(|(name, _)| name).collect()))
-    }
-
-    /// The model on `ids` alone, one row, not training. `None` for models that are no language models.
-    pub(crate) fn forward_graph(&mut self, trained: &Trained, facts: &DataFacts) -> Option<Graph> {
-        let ids = facts.fields.iter().find(|field| field.name == "ids")?;
-        let [position] = ids.axes.as_slice() else { return None };
-        let span = trained.objective.span;
-        self.set_training(None);
-        let model = trained.model.clone();
-        self.begin(span)?;
-        let axes = AxisSet::of([position.clone(), Axis::new(BATCH, 1)])?;
-        let ids = self.elab.input("ids", InputKind::Batch, Type::new(ids.dtype, axes));
-        let logits = self.attempt(|elab| {
-            let logits = elab.call(&model, Args::of([(ids, span)]), span)?;
-            elab.node_of(&logits, span)
-        });
-        let ty = logits.map(|logits| self.elab.graph().ty(logits).clone());
-        let (Some(logits), true) = (logits, ty.is_some_and(|ty| is_logits(&ty, position, facts.vocab))) else {
-            // What was begun is of no use.
-            self.elab.begin();
-            return None;
-        };
-        self.elab.graph().output_as("logits", Role::Value, logits);
-        let graph = self.elab.finish();
-        self.as_stored(&graph, trained)
-    }
-
-    /// The same graph reading weights under the names that they are kept by: paths, or those of their averages.
-    fn as_stored(&mut self, graph: &Graph, trained: &Trained) -> Option<Graph> {
-        let root = format!("{}/", trained.root);
-        let mut stored = Graph::new();
-        let mut inputs = Vec::new();
-        for input in graph.inputs() {
-            let name = input.name.as_str();
-            inputs.push(match (input.kind, name.strip_prefix(&root)) {
-                (InputKind::Weight, Some(path)) if trained.averaged => {
-                    stored.input(average_name(path), InputKind::State, input.ty.clone())
-                }
-                (InputKind::Weight | InputKind::State, Some(path)) => stored.input(path, input.kind, input.ty.clone()),
-                (InputKind::Weight | InputKind::State, None) => {
-                    self.foreign_weights(name, trained.objective.span);
-                    return None;
-                }
-                (kind, _) => stored.input(name, kind, input.ty.clone()),
-            });
-        }
-        let outputs = stored.inline(graph, &inputs);
-        for (output, node) in graph.outputs().iter().zip(outputs) {
-            stored.output_as(output.name.clone(), Role::Value, node);
-        }
-        Some(stored)
-    }
 }
 
-/// One score for each token at each position.
-fn is_logits(ty: &Type, position: &Axis, vocab: u64) -> bool {
-    let mut others = ty.axes.iter().filter(|axis| **axis != *position && axis.name.as_str() != BATCH);
-    let is_vocab = others.next().is_some_and(|axis| axis.size == vocab);
-    ty.dtype.is_float() && ty.axes.contains(&position.name) && is_vocab && others.next().is_none()
+/// The norm of all gradients together, and those of each loss scaled so that their norm is at most `clip`.
+fn clipped(graph: &mut Graph, gradients: Vec<Vec<NodeId>>, clip: Option<f64>) -> (NodeId, Vec<Vec<NodeId>>) {
+    let squares: Vec<NodeId> = gradients.iter().map(|grads| sum_of_squares(graph, grads)).collect();
+    let total = squares.iter().copied().reduce(|a, b| graph.add(Op::Add, &[a, b]));
+    let total = total.unwrap_or_else(|| graph.constant(0.0, DType::F32));
+    let norm = graph.add(Op::Sqrt, &[total]);
+    let Some(clip) = clip else { return (norm, gradients) };
+    let mut out = Vec::new();
+    for (grads, square) in gradients.into_iter().zip(&squares) {
+        let own = if squares.len() == 1 { norm } else { graph.add(Op::Sqrt, &[*square]) };
+        // limit / max(norm + 1e-6, limit) = min(1, limit / (norm + 1e-6)), as everybody clips.
+        let limit = graph.constant(clip, DType::F32);
+        let tiny = graph.constant(1e-6, DType::F32);
+        let length = graph.add(Op::Add, &[own, tiny]);
+        let length = graph.add(Op::Max, &[length, limit]);
+        let scale = graph.add(Op::Div, &[limit, length]);
+        out.push(grads.into_iter().map(|grad| graph.add(Op::Mul, &[grad, scale])).collect());
+    }
+    (norm, out)
 }
 
-/// The norm of all gradients together, and the gradients scaled so that it is at most `clip`.
-fn clipped(graph: &mut Graph, grads: Vec<NodeId>, clip: Option<f64>) -> (NodeId, Vec<NodeId>) {
+fn sum_of_squares(graph: &mut Graph, grads: &[NodeId]) -> NodeId {
     let mut total: Option<NodeId> = None;
-    for grad in &grads {
+    for grad in grads {
         let square = graph.add(Op::Mul, &[*grad, *grad]);
         let names: Vec<Name> = graph.ty(square).axes.names().cloned().collect();
         let sum = graph.sum(square, names);
@@ -479,16 +468,7 @@ fn clipped(graph: &mut Graph, grads: Vec<NodeId>, clip: Option<f64>) -> (NodeId,
             None => sum,
         });
     }
-    let total = total.unwrap_or_else(|| graph.constant(0.0, DType::F32));
-    let norm = graph.add(Op::Sqrt, &[total]);
-    let Some(clip) = clip else { return (norm, grads) };
-    // limit / max(norm + 1e-6, limit) = min(1, limit / (norm + 1e-6)), as everybody clips.
-    let limit = graph.constant(clip, DType::F32);
-    let tiny = graph.constant(1e-6, DType::F32);
-    let length = graph.add(Op::Add, &[norm, tiny]);
-    let length = graph.add(Op::Max, &[length, limit]);
-    let scale = graph.add(Op::Div, &[limit, length]);
-    (norm, grads.into_iter().map(|grad| graph.add(Op::Mul, &[grad, scale])).collect())
+    total.unwrap_or_else(|| graph.constant(0.0, DType::F32))
 }
 
 /// `n`, as optimizers and schedules see it: a float, 1 at the first step.
@@ -498,10 +478,38 @@ fn count_from_one(graph: &mut Graph, step: NodeId) -> NodeId {
     graph.add(Op::Add, &[step, one])
 }
 
-fn state_name(state: &OptimizerState, path: &str) -> String {
-    format!("{}/{path}", state.name)
+/// `m/blocks.attn.q.w`, and `m/blocks.attn.q.w[0..4]` where other optimizers take the other copies.
+fn state_name(state: &OptimizerState, path: &str, share: &Share) -> String {
+    match &share.cut {
+        Some((_, start, end)) => format!("{}/{path}[{start}..{end}]", state.name),
+        None => format!("{}/{path}", state.name),
+    }
 }
 
-fn average_name(path: &str) -> String {
+impl Share {
+    /// The copies that this optimizer takes.
+    fn cut_out(&self, graph: &mut Graph, whole: NodeId) -> NodeId {
+        match &self.cut {
+            Some((axis, start, end)) => {
+                let (start, len) = (*start, end - start);
+                graph.add(Op::Slice { axis: axis.name.clone(), start, len, step: 1 }, &[whole])
+            }
+            None => whole,
+        }
+    }
+
+    /// Those copies at their place, zeros around them.
+    fn put_back(&self, graph: &mut Graph, own: NodeId) -> NodeId {
+        match &self.cut {
+            Some((axis, start, end)) => {
+                let (before, after, fill) = (*start, axis.size - end, Scalar::Float(0.0));
+                graph.add(Op::Pad { axis: axis.name.clone(), before, after, fill }, &[own])
+            }
+            None => own,
+        }
+    }
+}
+
+pub(super) fn average_name(path: &str) -> String {
     format!("average/{path}")
 }

@@ -2,14 +2,17 @@
 
 use std::rc::Rc;
 
+use mdl_graph::Name;
+
 use crate::check::Value;
 use crate::diag::{Code, Diagnostic};
-use crate::spec::{DataFacts, Evaluate, Form, Precision, Sample, Save, TrainSpec};
-use crate::syntax::ast::{Expr, ExprKind, ItemKind, Span};
+use crate::spec::{DataFacts, Evaluate, Form, Precision, Read, Sample, Save, TrainSpec};
+use crate::syntax::ast::{Expr, Span};
 
 use super::Block;
 use super::context::{Context, TrainEntry, Trained};
 use super::fields::{Fields, match_fields};
+use super::parts::OBJECTIVE;
 use super::read::{self, Compute, Count};
 use super::schema::{FieldRow, MANY, Need, Takes};
 
@@ -41,9 +44,53 @@ impl Context<'_> {
         self.set_training(None);
         let (fields, is_fine) = match_fields(self, block.kind, block.ast, block.span);
         let result = self.train_fields(block, &fields).filter(|_| is_fine);
+        self.elab.set_rebuilt(None);
         let known = result.as_ref().map(|(trained, _)| trained.clone());
+        // From here on its name is the model that it has trained.
+        match &known {
+            Some(known) => {
+                self.elab.define_trained(self.root, block.name, known.model.clone(), known.builder.clone());
+            }
+            None => self.elab.define(self.root, block.name, Value::Error),
+        }
         self.trained.push(TrainEntry { name: block.name.to_owned(), known });
-        result.map(|(_, spec)| (vec![spec.data.clone()], spec))
+        result.map(|(_, spec)| {
+            let mut needs = vec![spec.data.clone()];
+            needs_of(&spec.reads, &mut needs);
+            (needs, spec)
+        })
+    }
+
+    /// The blocks in an order in which each comes after those that it names. A circle is reported.
+    pub(crate) fn in_order<'b, 'e>(&mut self, blocks: Vec<&'b Block<'e>>) -> Vec<&'b Block<'e>> {
+        let mut left: Vec<(&Block<'_>, Vec<String>)> = Vec::new();
+        for block in &blocks {
+            let words = self.elab.words(block.ast.fields.iter().map(|field| field.value.span));
+            let named = blocks.iter().filter(|other| words.contains(other.name)).map(|other| other.name.to_owned());
+            left.push((block, named.collect()));
+        }
+        let mut order: Vec<&Block<'_>> = Vec::new();
+        while !left.is_empty() {
+            let is_ready =
+                |needed: &[String]| !left.iter().any(|(other, _)| needed.iter().any(|name| name == other.name));
+            let Some(at) = left.iter().position(|(_, needed)| is_ready(needed)) else {
+                let names: Vec<String> = left.iter().map(|(block, _)| format!("`{}`", block.name)).collect();
+                let message = match names.as_slice() {
+                    [one] => format!("{one} needs itself"),
+                    several => format!("{} need each other", several.join(", ")),
+                };
+                let mut diagnostic = Diagnostic::error(Code::E0214, message);
+                for (block, _) in &left {
+                    diagnostic = diagnostic.label(block.span, "part of the circle");
+                    self.elab.define(self.root, block.name, Value::Error);
+                    self.trained.push(TrainEntry { name: block.name.to_owned(), known: None });
+                }
+                self.report(diagnostic.help("a stage comes after those that it names"));
+                break;
+            };
+            order.push(left.remove(at).0);
+        }
+        order
     }
 
     fn train_fields(&mut self, block: &Block<'_>, fields: &Fields<'_>) -> Option<(Trained, TrainSpec)> {
@@ -53,8 +100,9 @@ impl Context<'_> {
         let optimizer = self.given_or_default(fields, "optimizer");
         let average = fields.get("average").map(|(_, expr)| expr);
         let numbers = self.numbers(fields, data.as_deref());
-        let (root, builder, model) = model?;
-        let (_, objective) = fields.get("objective")?;
+        let (_, builder) = fields.get("model")?;
+        let model = model?;
+        let (_, objective_expr) = fields.get("objective")?;
         let data = data?;
         let (spec, facts) = self.facts(&data)?;
         if !spec.split.parts.iter().any(|part| part.name == PART) {
@@ -68,19 +116,26 @@ impl Context<'_> {
         }
         let numbers = numbers?;
         self.batch_fits(&facts, numbers.batch, fields.span("batch").unwrap_or(block.span))?;
+        let env = self.env.clone();
+        let objective = self.elab.beside(OBJECTIVE, &env, objective_expr).ok()?;
         let trained = Trained {
             block: block.name.to_owned(),
-            root,
             model,
-            builder: Rc::new(builder),
-            objective: Rc::new(objective.clone()),
+            objective,
+            rebuilt: self.elab.set_rebuilt(None)?,
+            builder: Rc::new(builder.clone()),
+            objective_expr: Rc::new(objective_expr.clone()),
             batch: numbers.batch,
             averaged: average.is_some(),
         };
-        let graphs = self.training_graphs(&trained, &facts, &optimizer, average, numbers.clip, block.span)?;
+        let mut graphs = self.training_graphs(&trained, &facts, &optimizer, average, numbers.clip, block.span)?;
         let evaluate = match numbers.evaluate {
             Some((every, part)) => {
                 let (graph, _) = self.measuring_graph(&trained, &facts, numbers.batch, &[])?;
+                let own: Vec<&Name> = graphs.own().collect();
+                let mut reads = graphs.reads.clone();
+                self.reads_of(&graph, &own, objective_expr.span, &mut reads)?;
+                graphs.reads = reads;
                 Some(Evaluate { every, part, graph })
             }
             None => None,
@@ -103,6 +158,7 @@ impl Context<'_> {
             data,
             weights: graphs.weights,
             states: graphs.states,
+            reads: graphs.reads,
             init: graphs.init,
             step: graphs.step,
             forward,
@@ -120,60 +176,42 @@ impl Context<'_> {
         Some((trained, spec))
     }
 
-    /// The model of a block: its root, what builds it, and itself, not training.
-    fn model(&mut self, block: &str, row: &'static FieldRow, expr: &Expr) -> Option<(String, Expr, Value)> {
-        if let ExprKind::Name(name) = &expr.kind
-            && self.is_block("train", name)
-        {
-            self.report(
-                Diagnostic::error(Code::E0704, format!("training goes on from `{name}`, which is not in this version"))
-                    .label(expr.span, "the name of a `train` block")
-                    .help("give the model itself, and raise `steps` to train it for longer"),
-            );
+    /// The model of a block, not training.
+    fn model(&mut self, block: &str, row: &'static FieldRow, expr: &Expr) -> Option<Value> {
+        let env = self.env.clone();
+        let value = self.elab.rebuild(block, &env, expr).ok()?;
+        let Value::Record(fields) = &value else {
+            return self.is_model(row, &value, expr.span, "this").then_some(value);
+        };
+        if fields.is_empty() {
+            self.report(read::wrong_type(row, expr.span, "an empty record"));
             return None;
         }
-        let file = self.file();
-        let model_item = |name: &str| {
-            file.items.iter().find_map(|item| match &item.kind {
-                ItemKind::Model { name: known, value } if known.text == name => Some(value.clone()),
-                _ => None,
-            })
-        };
-        let item = if let ExprKind::Name(name) = &expr.kind { model_item(name).map(|item| (name, item)) } else { None };
-        // What is no model is found out here, before anything trains.
-        let (root, builder, value) = match item {
-            Some((name, builder)) => (name.clone(), builder, self.elab.eval(&self.env, expr).ok()?),
-            None => {
-                let env = self.env.clone();
-                (block.to_owned(), expr.clone(), self.elab.build_root(block, &env, expr).ok()?)
-            }
-        };
-        match &value {
-            Value::Layer(_) => Some((root, builder, value)),
-            Value::Maker(_) => {
-                self.report(
-                    Diagnostic::error(
-                        Code::E0303,
-                        format!("`{}` takes a model, and this layer is not built yet", row.name),
-                    )
-                    .label(expr.span, "not built")
-                    .help("add its arguments: `Gpt[…](…)`"),
-                );
-                None
-            }
-            Value::Record(_) => {
-                self.report(
-                    Diagnostic::error(Code::E0704, "a record of models is not in this version")
-                        .label(expr.span, "a record here")
-                        .help("train one model; a layer may hold several"),
-                );
-                None
-            }
-            other => {
-                self.report(read::wrong_type(row, expr.span, other.kind()));
-                None
+        for (name, field) in fields.iter() {
+            if !self.is_model(row, field, expr.span, &format!("its part `{name}`")) {
+                return None;
             }
         }
+        Some(value)
+    }
+
+    fn is_model(&mut self, row: &'static FieldRow, value: &Value, span: Span, which: &str) -> bool {
+        match value {
+            Value::Layer(_) => return true,
+            Value::List(items) if !items.is_empty() && items.iter().all(|item| matches!(item, Value::Layer(_))) => {
+                return true;
+            }
+            Value::Maker(_) => self.report(
+                Diagnostic::error(
+                    Code::E0303,
+                    format!("`{}` takes a model, and {which} is a layer that is not built yet", row.name),
+                )
+                .label(span, "not built")
+                .help("add its arguments: `Gpt[…](…)`"),
+            ),
+            other => self.report(read::wrong_type(row, span, other.kind())),
+        }
+        false
     }
 
     /// The expression of a field, or that of its default in the schema.
@@ -362,5 +400,14 @@ fn optional<T>(
     match fields.get(name) {
         Some((row, expr)) => read(row, expr).map(Some),
         None => Some(None),
+    }
+}
+
+/// The stages that are read become needed.
+pub(super) fn needs_of(reads: &[Read], needs: &mut Vec<String>) {
+    for read in reads {
+        if !needs.contains(&read.stage) {
+            needs.push(read.stage.clone());
+        }
     }
 }

@@ -162,11 +162,11 @@ impl Executable {
 
     /// Copies an output over the tensor of the same name, each in its own order of axes.
     pub fn output_to(&self, name: &str, tensors: &mut Tensors) {
-        let (Some(port), Some(tensor)) = (self.plan.output(name), tensors.get_mut(name)) else {
+        let same = self.output_bytes(name, tensors).map(<[u8]>::to_vec);
+        let (Some(from), Some(port), Some(tensor)) = (same, self.plan.output(name), tensors.get_mut(name)) else {
             mdl_graph::bug!("`{name}` is not both an output and a tensor");
         };
-        let slot = self.plan.slot(port.slot);
-        if slot.base != Base::Arena || port.dtype != tensor.dtype || port.size_bytes() as usize != tensor.data.len() {
+        if port.dtype != tensor.dtype || port.size_bytes() as usize != tensor.data.len() {
             mdl_graph::bug!("output `{name}` is {:?} and the tensor {:?}", port.axes, tensor.axes);
         }
         let size = port.dtype.size_bytes() as usize;
@@ -176,7 +176,6 @@ impl Executable {
         };
         let sizes: Vec<u64> = tensor.axes.iter().map(|axis| axis.size).collect();
         let strides: Vec<i64> = tensor.axes.iter().map(stride_of).collect();
-        let from = &self.arena.bytes()[slot.offset as usize..][..tensor.data.len()];
         let places = offsets(&sizes, &strides, 0);
         for (to, place) in tensor.data.bytes_mut().chunks_exact_mut(size).zip(places) {
             to.copy_from_slice(&from[place * size..][..size]);

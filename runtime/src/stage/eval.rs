@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use mdl_compiler::plan::Plan;
 use mdl_data::{Batcher, Dataset, Order};
 use mdl_graph::Graph;
 use mdl_lang::spec::{EvalSpec, Finish, Metric, StageKind};
@@ -62,6 +63,10 @@ impl Evaluation {
         Ok(Means { values: self.names.iter().cloned().zip(means).collect(), count })
     }
 
+    pub fn plan(&self) -> &Plan {
+        self.executable.plan()
+    }
+
     pub fn part(&self) -> &str {
         &self.part
     }
@@ -92,7 +97,8 @@ pub fn run(run: &mut Run<'_>, name: &str, spec: &EvalSpec) -> Result<(), RunErro
         mdl_graph::bug!("`{}` is no train stage", spec.of);
     };
     let dataset = run.dataset_of(&spec.data)?;
-    let orders = train::orders(of);
+    let mut orders = train::orders(of);
+    orders.extend(train::orders_of(&spec.reads));
     let mut evaluation = Evaluation::new(run, &spec.graph, Arc::clone(&dataset), &spec.part, spec.batch, &orders)?;
     let mut tensors = Tensors::new();
     tensors.allocate(evaluation.executable.plan());
@@ -104,6 +110,7 @@ pub fn run(run: &mut Run<'_>, name: &str, spec: &EvalSpec) -> Result<(), RunErro
         ));
     };
     train::load_weights(&found, of, &mut tensors)?;
+    train::load_reads(run, &spec.reads, &mut tensors)?;
     let means = evaluation.measure(run, &mut tensors)?;
     let counted_bytes = dataset.facts.part(&spec.part).map_or(0, |part| part.counted_bytes);
     let values: Vec<(String, f64)> =

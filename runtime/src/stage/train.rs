@@ -11,7 +11,7 @@ use std::time::Instant;
 
 use mdl_data::{Batcher, Dataset, Order};
 use mdl_graph::{InputKind, Name};
-use mdl_lang::spec::{Precision, Sample, TrainSpec};
+use mdl_lang::spec::{Precision, Read, Sample, TrainSpec};
 
 use crate::checkpoint::{self, Checkpoint, TensorView};
 use crate::device::{Cpu, Executable, Tensor, Tensors, plan_step};
@@ -34,7 +34,31 @@ pub fn orders(spec: &TrainSpec) -> Orders {
         let axes = state.axes.iter().map(|axis| axis.name.clone());
         (state.name.clone(), axes.collect())
     });
-    weights.chain(states).collect()
+    let reads = orders_of(&spec.reads);
+    weights.chain(states).chain(reads).collect()
+}
+
+/// The same of what is read of other stages.
+pub fn orders_of(reads: &[Read]) -> impl Iterator<Item = (Name, Vec<Name>)> + '_ {
+    reads.iter().map(|read| (read.input.clone(), read.axes.iter().map(|axis| axis.name.clone()).collect()))
+}
+
+/// Fills the tensors that are read of other stages, as far as they are in memory.
+pub fn load_reads(run: &Run<'_>, reads: &[Read], tensors: &mut Tensors) -> Result<(), RunError> {
+    let mut loaded: BTreeMap<&str, Checkpoint> = BTreeMap::new();
+    for read in reads {
+        let Some(tensor) = tensors.get_mut(read.input.as_str()) else { continue };
+        if !loaded.contains_key(read.stage.as_str()) {
+            let folder = run.folder(&read.stage).join("checkpoints");
+            let Some(found) = checkpoint::latest(&folder)? else {
+                let why = format!("there is no checkpoint in {}", folder.display());
+                return Err(RunError::failed(format!("loading `{}`", read.stage), why));
+            };
+            loaded.insert(&read.stage, found);
+        }
+        read_into(&loaded[read.stage.as_str()], read.tensor.as_str(), tensor)?;
+    }
+    Ok(())
 }
 
 /// Trains, from the last checkpoint if there is one of the same recipe.
@@ -133,8 +157,12 @@ impl<'a> Training<'a> {
         run.folder(&self.name).join("checkpoints")
     }
 
-    /// The weights and states to begin with: of the last checkpoint, or fresh ones.
+    /// The weights and states to begin with: of the last checkpoint, or fresh ones; and what other stages give.
     fn start(&mut self, run: &mut Run<'_>) -> Result<(), RunError> {
+        if let Some(evaluation) = &self.evaluation {
+            self.tensors.allocate(evaluation.plan());
+        }
+        load_reads(run, &self.spec.reads, &mut self.tensors)?;
         let found = checkpoint::latest(&self.checkpoints(run))?;
         match found.filter(|found| found.recipe == self.hash) {
             Some(found) => {
@@ -298,10 +326,18 @@ pub fn initialize(
     let mut init = Executable::new(&spec.init, orders, &run.cpu)?;
     init.set_scalar("seed", seed as i32);
     init.set_scalar("step", 0);
+    let own: Vec<Name> = spec.reads.iter().map(|read| read.input.clone()).collect();
+    let before: Vec<Name> = own.iter().filter(|name| tensors.get(name.as_str()).is_some()).cloned().collect();
+    tensors.allocate(init.plan());
+    load_reads(run, &spec.reads, tensors)?;
     init.run(tensors, &run.cpu);
     let names = spec.weights.iter().map(|weight| &weight.path).chain(spec.states.iter().map(|state| &state.name));
     for name in names {
         init.output_to(name.as_str(), tensors);
+    }
+    // What only the first values are made of is not kept.
+    for name in own.iter().filter(|name| !before.contains(name)) {
+        tensors.remove(name.as_str());
     }
     Ok(())
 }
