@@ -1,8 +1,9 @@
 //! The contraction template: `out = body(Σ_k a · b)` in blocks that stay in cache, for any strides.
 //!
 //! In: a verified [`Contract`]. An operand is addressed through tables of offsets for its rows (m or n) and for k, so any
-//! list of strided dimensions works; runs of stride 1 take faster ways. B is packed into panels, A is read in place where k
-//! is contiguous and packed otherwise. The innermost product is a [`Micro`], the seam where other units come in.
+//! list of strided dimensions works; runs of stride 1 take faster ways. A is read in place where rows or k are contiguous, B
+//! where columns are and few rows use them; what is not is packed into panels. The innermost product is a [`Micro`], the seam
+//! where other units come in.
 //!
 //! Invariant: an element of the product is a chain of multiply-adds over k in order, in blocks of `K_BLOCK`, whatever the
 //! tiles: so any split over threads gives the same bits. Different instruction sets round differently (fused or not).
@@ -16,15 +17,18 @@ use mdl_graph::DType;
 
 use crate::isa::Isa;
 use crate::memory::Buffers;
-use micro::{Micro, PANEL_ROWS};
+use micro::{Micro, PANEL_ROWS, Panel, Tile};
 
 /// Rows of one task: the grain at which rows are dealt to threads.
 const TASK_ROWS: usize = 64;
-/// At most so many rows at once when A is read in place, and when it is packed; and so many columns. The product (768 KiB or
-/// 384 KiB), the packed B (384 KiB) and the packed A (256 KiB) stay in a 2 MiB level-2 cache.
+/// At most so many rows of A at once when they are contiguous along k, and when they are not or are packed; and so many columns.
+/// The product (768 KiB or 384 KiB), the packed B (384 KiB), and the columns of A (256 KiB) with the next ones that are
+/// fetched ahead, stay in a 2 MiB level-2 cache.
 const ROW_BLOCK: usize = 512;
-const PACKED_ROW_BLOCK: usize = 256;
+const COLUMN_MAJOR_ROW_BLOCK: usize = 256;
 const COLUMN_BLOCK: usize = 384;
+/// Packing B pays off when more rows than this use it.
+const FEW_ROWS: usize = 128;
 /// A panel of B, `K_BLOCK` by 32, is 32 KiB and stays in a 48 KiB level-1 cache.
 const K_BLOCK: usize = 256;
 
@@ -68,6 +72,8 @@ struct Side {
     k: Vec<i64>,
     /// Every block of k is a run of stride 1.
     k_adjacent: bool,
+    /// Rows are a run of stride 1, and so far apart in memory are one k and the next.
+    columns: Option<usize>,
 }
 
 /// A body that only stores the product, as it is: offsets of the batch, of rows and of columns.
@@ -78,6 +84,8 @@ struct PlainStore {
     rows: Vec<i64>,
     columns: Vec<i64>,
     columns_adjacent: bool,
+    /// From one row to the next, when that is always the same.
+    row_step: Option<i64>,
 }
 
 /// The offset of every point of some dimensions, the last fastest.
@@ -96,8 +104,37 @@ pub(super) fn adjacent(offsets: &[i64]) -> bool {
 impl Side {
     fn new(operand: Operand, rows: &[(u64, i64)], k: &[(u64, i64)]) -> Side {
         let (rows, k) = (offsets(rows), offsets(k));
-        Side { operand, k_adjacent: k.chunks(K_BLOCK).all(adjacent), rows, k }
+        let step = k.get(1).map_or(0, |second| second - k[0]);
+        let is_even = step >= 0 && k.windows(2).all(|pair| pair[1] - pair[0] == step);
+        let columns = (is_even && adjacent(&rows)).then_some(step as usize);
+        Side { operand, k_adjacent: k.chunks(K_BLOCK).all(adjacent), columns, rows, k }
     }
+}
+
+impl Side {
+    /// Asks for the lines of some rows at one k, if rows are adjacent and far from those of the next k: what no processor
+    /// guesses by itself.
+    fn fetch(&self, base: *const u8, element: usize, k: usize, rows: &Rows) {
+        if self.columns.is_none_or(|step| step < rows.len()) {
+            return;
+        }
+        let first = (self.rows[rows.start] + self.k[k]) as usize * element;
+        for offset in (0..rows.len() * element).step_by(64) {
+            prefetch(base.wrapping_add(first + offset));
+        }
+    }
+}
+
+/// Brings a line of cache to the second level; a hint that never faults.
+fn prefetch(at: *const u8) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: the instruction is in every x86-64, and touches no memory that the program can see.
+    unsafe {
+        use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
+        _mm_prefetch::<_MM_HINT_T1>(at.cast());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = at;
 }
 
 impl PlainStore {
@@ -114,11 +151,14 @@ impl PlainStore {
         let (batch, rest) = strides.split_at(contract.batch.len());
         let (m, n) = rest.split_at(contract.m.len());
         let columns = offsets(&with(&contract.n, n));
+        let rows = offsets(&with(&contract.m, m));
+        let step = rows.get(1).map_or(0, |second| second - rows[0]);
         Some(PlainStore {
             buf: buf.0 as usize,
             base: access.base,
             batch: batch.to_vec(),
-            rows: offsets(&with(&contract.m, m)),
+            row_step: (step >= 0 && rows.windows(2).all(|pair| pair[1] - pair[0] == step)).then_some(step),
+            rows,
             columns_adjacent: adjacent(&columns),
             columns,
         })
@@ -187,7 +227,7 @@ impl Contraction {
     }
 
     fn row_block(&self) -> usize {
-        if self.a_in_place() { ROW_BLOCK } else { PACKED_ROW_BLOCK }
+        if self.dtype == DType::F32 && self.a.k_adjacent { ROW_BLOCK } else { COLUMN_MAJOR_ROW_BLOCK }
     }
 
     fn rows_at_once(&self) -> usize {
@@ -199,7 +239,7 @@ impl Contraction {
     }
 
     fn a_in_place(&self) -> bool {
-        self.dtype == DType::F32 && self.a.k_adjacent
+        self.dtype == DType::F32 && (self.a.k_adjacent || self.a.columns.is_some())
     }
 
     pub(crate) fn scratch_bytes(&self) -> u64 {
@@ -252,7 +292,7 @@ impl Contraction {
         (a, b)
     }
 
-    /// One block of the product, into scratch.
+    /// One block of the product, into scratch or straight to where it is stored.
     unsafe fn block(&self, bufs: Buffers<'_>, batch: u64, rows: Rows, columns: Rows, scratch: *mut u8) {
         let (a_batch, b_batch) = self.batch_offsets(batch);
         let element = self.dtype.size_bytes() as usize;
@@ -261,18 +301,29 @@ impl Contraction {
             base.wrapping_offset((side.operand.base + offset) as isize * element as isize)
         };
         let (a, b) = (start(&self.a, a_batch), start(&self.b, b_batch));
-        let product = scratch.cast::<f32>();
         let (n_rows, n_columns) = (rows.len(), columns.len());
         let b_at = (self.rows_at_once() * self.width * 4).next_multiple_of(64);
         let a_at = b_at + (self.k_at_once() * self.width * 4).next_multiple_of(64);
         let panel = self.micro.panel;
         // SAFETY: offsets within `scratch_bytes`.
         let (packed_b, packed_a) = unsafe { (scratch.add(b_at).cast::<f32>(), scratch.add(a_at).cast::<f32>()) };
+        let (product, length) = match self.straight(&columns) {
+            Some((store, step)) => (self.stored_at(store, bufs, batch, &rows, &columns).cast::<f32>(), step),
+            None => (scratch.cast::<f32>(), self.width),
+        };
         if self.k == 0 {
-            // SAFETY: the product block is ours.
-            unsafe { std::ptr::write_bytes(product, 0, n_rows * self.width) };
+            for row in 0..n_rows {
+                // SAFETY: the product block is ours.
+                unsafe { std::ptr::write_bytes(product.add(row * length), 0, n_columns) };
+            }
             return;
         }
+        // Of B, whole panels can be read in place; the last one may end within a vector, and is packed.
+        let in_place_b = match self.b.columns {
+            Some(step) if self.dtype == DType::F32 && n_rows <= FEW_ROWS => Some((step, n_columns / panel * panel)),
+            _ => None,
+        };
+        let packed_from = in_place_b.map_or(0, |(_, whole)| whole);
         let mut k0 = 0;
         while k0 < self.k {
             let depth = (self.k - k0).min(K_BLOCK);
@@ -280,7 +331,7 @@ impl Contraction {
             let in_place = self.a_in_place();
             // SAFETY: `verify` checked that every (row, k) lies in its buffer; packed blocks fit their scratch.
             unsafe {
-                let b_rows = &self.b.rows[columns.clone()];
+                let b_rows = &self.b.rows[columns.start + packed_from..columns.end];
                 match self.dtype {
                     DType::BF16 => pack::panels(packed_b, panel, b.cast(), b_rows, b_k, crate::strip::widen),
                     DType::F16 => pack::panels(packed_b, panel, b.cast(), b_rows, b_k, f16::to_f32),
@@ -294,33 +345,72 @@ impl Contraction {
                     _ => pack::panels(packed_a, PANEL_ROWS, a.cast(), a_rows, a_k, |x: f32| x),
                 }
             }
+            // While this block of k is multiplied, the lines of the next come nearer, a few with each tile.
+            let next_k = (k0 + depth..(k0 + 2 * depth).min(self.k)).len();
+            let n_tiles = n_columns.div_ceil(panel) * n_rows.div_ceil(PANEL_ROWS);
+            let mut tile = 0;
             for column in (0..n_columns).step_by(panel) {
-                // SAFETY: panel `column / panel` of the packed B.
-                let b_panel = unsafe { packed_b.add(column * depth) };
+                let b_panel = match in_place_b {
+                    Some((step, whole)) if column < whole => {
+                        let offset = self.b.rows[columns.start + column] + b_k[0];
+                        Panel { from: b.cast::<f32>().wrapping_offset(offset as isize), step }
+                    }
+                    // SAFETY: panel `(column - packed_from) / panel` of the packed B.
+                    _ => Panel { from: unsafe { packed_b.add((column - packed_from) * depth) }, step: panel },
+                };
                 let half = n_columns - column <= panel / 2;
                 for row in (0..n_rows).step_by(PANEL_ROWS) {
                     let height = (n_rows - row).min(PANEL_ROWS);
+                    for k in k0 + depth + tile * next_k / n_tiles..k0 + depth + (tile + 1) * next_k / n_tiles {
+                        self.a.fetch(a, element, k, &rows);
+                        self.b.fetch(b, element, k, &columns);
+                    }
+                    tile += 1;
                     // SAFETY: the tile lies in the product block, whose rows have whole panels; A rows are in their buffer.
                     unsafe {
-                        let to = product.add(row * self.width + column);
-                        if in_place {
-                            let first = a_k[0];
-                            let mut heads = [std::ptr::null::<f32>(); PANEL_ROWS];
-                            for (head, offset) in
-                                heads.iter_mut().zip(&self.a.rows[rows.start + row..rows.start + row + height])
-                            {
-                                *head = a.cast::<f32>().offset((offset + first) as isize);
+                        let to = Tile { to: product.add(row * length + column), length, more: k0 > 0 };
+                        let a_rows = &self.a.rows[rows.start + row..rows.start + row + height];
+                        match self.a.columns {
+                            _ if !in_place => {
+                                let a_panel = packed_a.add(row * depth);
+                                (self.micro.columns(height, half))(depth, a_panel, PANEL_ROWS, b_panel, to);
                             }
-                            (self.micro.in_place(height, half))(depth, &heads, b_panel, to, self.width, k0 > 0);
-                        } else {
-                            let a_panel = packed_a.add(row * depth);
-                            (self.micro.packed(height, half))(depth, a_panel, b_panel, to, self.width, k0 > 0);
+                            Some(step) if !self.a.k_adjacent => {
+                                let from = a.cast::<f32>().offset((a_rows[0] + a_k[0]) as isize);
+                                (self.micro.columns(height, half))(depth, from, step, b_panel, to);
+                            }
+                            _ => {
+                                let mut heads = [std::ptr::null::<f32>(); PANEL_ROWS];
+                                for (head, offset) in heads.iter_mut().zip(a_rows) {
+                                    *head = a.cast::<f32>().offset((offset + a_k[0]) as isize);
+                                }
+                                (self.micro.rows(height, half))(depth, &heads, b_panel, to);
+                            }
                         }
                     }
                 }
             }
             k0 += depth;
         }
+    }
+
+    /// The store that takes the product as it is made, and the length of its rows: of whole vectors, side by side.
+    fn straight(&self, columns: &Rows) -> Option<(&PlainStore, usize)> {
+        let store = self.store.as_ref().filter(|_| matches!(self.finish, Finish::Copy) && self.dtype != DType::F64)?;
+        let step = store.row_step.filter(|_| store.columns_adjacent)?;
+        columns.len().is_multiple_of(self.micro.panel / 2).then_some((store, step as usize))
+    }
+
+    /// Where the first element of a block is stored.
+    fn stored_at(&self, store: &PlainStore, bufs: Buffers<'_>, batch: u64, rows: &Rows, columns: &Rows) -> *mut u8 {
+        let mut rest = batch;
+        let mut at = store.base + store.rows[rows.start] + store.columns[columns.start];
+        for (dim, stride) in self.batch.iter().zip(&store.batch).rev() {
+            at += (rest % dim.extent) as i64 * stride;
+            rest /= dim.extent;
+        }
+        let number = if self.dtype == DType::F64 { 8 } else { 4 };
+        bufs.base(store.buf).wrapping_offset(at as isize * number)
     }
 
     /// The same in `f64`, plainly: for tests.
@@ -372,24 +462,20 @@ impl Contraction {
                     column += to - from;
                 }
             }
+            (Finish::Copy, Some(_)) if self.straight(&columns).is_some() => {}
             (Finish::Copy, Some(store)) => {
-                let mut rest = batch;
-                let mut at = store.base;
-                for (dim, stride) in self.batch.iter().zip(&store.batch).rev() {
-                    at += (rest % dim.extent) as i64 * stride;
-                    rest /= dim.extent;
-                }
-                let out = bufs.base(store.buf);
+                let (first_row, first_column) = (store.rows[rows.start], store.columns[columns.start]);
+                let out = self.stored_at(store, bufs, batch, &rows, &columns);
                 for (i, row) in store.rows[rows].iter().enumerate() {
                     // SAFETY: `verify` checked the store's access for every point.
                     unsafe {
                         let from = scratch.add(i * self.width * number);
+                        let to_row = out.offset((row - first_row) as isize * number as isize);
                         if store.columns_adjacent {
-                            let to = out.offset((at + row + store.columns[columns.start]) as isize * number as isize);
-                            std::ptr::copy_nonoverlapping(from, to, columns.len() * number);
+                            std::ptr::copy_nonoverlapping(from, to_row, columns.len() * number);
                         } else {
                             for (j, column) in store.columns[columns.clone()].iter().enumerate() {
-                                let to = out.offset((at + row + column) as isize * number as isize);
+                                let to = to_row.offset((column - first_column) as isize * number as isize);
                                 std::ptr::copy_nonoverlapping(from.add(j * number), to, number);
                             }
                         }

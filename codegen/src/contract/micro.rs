@@ -8,17 +8,32 @@ use crate::isa::Isa;
 /// Rows of A at once: with two vectors of B, 16 accumulators, enough to hide the latency of a multiply-add.
 pub(super) const PANEL_ROWS: usize = 8;
 
-/// A from an interleaved panel, `a[k][8]`: (depth, a, b, to, row length of `to`, add).
-pub(super) type Packed = unsafe fn(usize, *const f32, *const f32, *mut f32, usize, bool);
+/// A panel of B: its first number, and from one k to the next.
+#[derive(Clone, Copy)]
+pub(super) struct Panel {
+    pub(super) from: *const f32,
+    pub(super) step: usize,
+}
+
+/// A tile of the product: its first number, the length of a row, and whether to add to what is there.
+#[derive(Clone, Copy)]
+pub(super) struct Tile {
+    pub(super) to: *mut f32,
+    pub(super) length: usize,
+    pub(super) more: bool,
+}
+
+/// A whose rows lie side by side, `a[k][row]`, packed or as it is: (depth, a, from one k to the next, b, tile).
+pub(super) type Columns = unsafe fn(usize, *const f32, usize, Panel, Tile);
 /// A from rows that are contiguous along k.
-pub(super) type InPlace = unsafe fn(usize, &[*const f32; PANEL_ROWS], *const f32, *mut f32, usize, bool);
+pub(super) type Rows = unsafe fn(usize, &[*const f32; PANEL_ROWS], Panel, Tile);
 
 /// The kernels of one instruction set, by height - 1 and by half or whole panel.
 pub(super) struct Micro {
     /// Columns of a panel of B.
     pub(super) panel: usize,
-    packed: [[Packed; 2]; PANEL_ROWS],
-    in_place: [[InPlace; 2]; PANEL_ROWS],
+    columns: [[Columns; 2]; PANEL_ROWS],
+    rows: [[Rows; 2]; PANEL_ROWS],
 }
 
 impl Micro {
@@ -30,12 +45,12 @@ impl Micro {
         }
     }
 
-    pub(super) fn packed(&self, height: usize, half: bool) -> Packed {
-        self.packed[height - 1][usize::from(!half)]
+    pub(super) fn columns(&self, height: usize, half: bool) -> Columns {
+        self.columns[height - 1][usize::from(!half)]
     }
 
-    pub(super) fn in_place(&self, height: usize, half: bool) -> InPlace {
-        self.in_place[height - 1][usize::from(!half)]
+    pub(super) fn rows(&self, height: usize, half: bool) -> Rows {
+        self.rows[height - 1][usize::from(!half)]
     }
 }
 
@@ -52,15 +67,13 @@ trait Vector: Copy {
 }
 
 /// # Safety
-/// `a(k, i)` may be read for i < H and k < depth, `b` has `depth` panels rows of two vectors, `to` has H rows of V vectors.
+/// `a(k, i)` may be read for i < H and k < depth, `b` has `depth` rows of V vectors, the tile H rows of V vectors.
 #[inline(always)]
 unsafe fn tile<S: Vector, const H: usize, const V: usize>(
     depth: usize,
     a: impl Fn(usize, usize) -> *const f32,
-    b: *const f32,
-    to: *mut f32,
-    length: usize,
-    more: bool,
+    b: Panel,
+    tile: Tile,
 ) {
     // SAFETY: the caller's promise.
     unsafe {
@@ -68,7 +81,7 @@ unsafe fn tile<S: Vector, const H: usize, const V: usize>(
         for k in 0..depth {
             let mut columns = [S::zero(); V];
             for (v, column) in columns.iter_mut().enumerate() {
-                *column = S::load(b.add(k * 2 * S::LANES + v * S::LANES));
+                *column = S::load(b.from.add(k * b.step + v * S::LANES));
             }
             for (i, row) in sums.iter_mut().enumerate() {
                 let value = S::splat(a(k, i).read());
@@ -79,8 +92,8 @@ unsafe fn tile<S: Vector, const H: usize, const V: usize>(
         }
         for (i, row) in sums.iter().enumerate() {
             for (v, sum) in row.iter().enumerate() {
-                let at = to.add(i * length + v * S::LANES);
-                let sum = if more { S::load(at).add(*sum) } else { *sum };
+                let at = tile.to.add(i * tile.length + v * S::LANES);
+                let sum = if tile.more { S::load(at).add(*sum) } else { *sum };
                 sum.store(at);
             }
         }
@@ -92,33 +105,33 @@ macro_rules! kernels {
         /// # Safety
         /// See `tile`; the machine has the features.
         $(#[target_feature(enable = $feature)])?
-        unsafe fn packed<const H: usize, const V: usize>(depth: usize, a: *const f32, b: *const f32, to: *mut f32, length: usize, more: bool) {
+        unsafe fn columns<const H: usize, const V: usize>(depth: usize, a: *const f32, step: usize, b: Panel, to: Tile) {
             // SAFETY: the caller's promise.
-            unsafe { tile::<$vector, H, V>(depth, #[inline(always)] |k, i| a.add(k * PANEL_ROWS + i), b, to, length, more) }
+            unsafe { tile::<$vector, H, V>(depth, #[inline(always)] |k, i| a.add(k * step + i), b, to) }
         }
 
         /// # Safety
         /// See `tile`; the machine has the features.
         $(#[target_feature(enable = $feature)])?
-        unsafe fn in_place<const H: usize, const V: usize>(depth: usize, a: &[*const f32; PANEL_ROWS], b: *const f32, to: *mut f32, length: usize, more: bool) {
+        unsafe fn rows<const H: usize, const V: usize>(depth: usize, a: &[*const f32; PANEL_ROWS], b: Panel, to: Tile) {
             let a = *a;
             // SAFETY: the caller's promise.
-            unsafe { tile::<$vector, H, V>(depth, #[inline(always)] |k, i| a[i].add(k), b, to, length, more) }
+            unsafe { tile::<$vector, H, V>(depth, #[inline(always)] |k, i| a[i].add(k), b, to) }
         }
 
         pub(super) const MICRO: Micro = Micro {
             panel: 2 * <$vector>::LANES,
-            packed: [
-                [packed::<1, 1>, packed::<1, 2>], [packed::<2, 1>, packed::<2, 2>],
-                [packed::<3, 1>, packed::<3, 2>], [packed::<4, 1>, packed::<4, 2>],
-                [packed::<5, 1>, packed::<5, 2>], [packed::<6, 1>, packed::<6, 2>],
-                [packed::<7, 1>, packed::<7, 2>], [packed::<8, 1>, packed::<8, 2>],
+            columns: [
+                [columns::<1, 1>, columns::<1, 2>], [columns::<2, 1>, columns::<2, 2>],
+                [columns::<3, 1>, columns::<3, 2>], [columns::<4, 1>, columns::<4, 2>],
+                [columns::<5, 1>, columns::<5, 2>], [columns::<6, 1>, columns::<6, 2>],
+                [columns::<7, 1>, columns::<7, 2>], [columns::<8, 1>, columns::<8, 2>],
             ],
-            in_place: [
-                [in_place::<1, 1>, in_place::<1, 2>], [in_place::<2, 1>, in_place::<2, 2>],
-                [in_place::<3, 1>, in_place::<3, 2>], [in_place::<4, 1>, in_place::<4, 2>],
-                [in_place::<5, 1>, in_place::<5, 2>], [in_place::<6, 1>, in_place::<6, 2>],
-                [in_place::<7, 1>, in_place::<7, 2>], [in_place::<8, 1>, in_place::<8, 2>],
+            rows: [
+                [rows::<1, 1>, rows::<1, 2>], [rows::<2, 1>, rows::<2, 2>],
+                [rows::<3, 1>, rows::<3, 2>], [rows::<4, 1>, rows::<4, 2>],
+                [rows::<5, 1>, rows::<5, 2>], [rows::<6, 1>, rows::<6, 2>],
+                [rows::<7, 1>, rows::<7, 2>], [rows::<8, 1>, rows::<8, 2>],
             ],
         };
     };

@@ -179,30 +179,30 @@ pub(crate) struct Value<'b> {
 }
 
 impl<'b> Value<'b> {
-    fn new(self, op: Op) -> Value<'b> {
+    fn make(self, op: Op) -> Value<'b> {
         Value { builder: self.builder, id: self.builder.push(op) }
     }
 
     pub(crate) fn two(self, op: Binary, other: Value<'b>) -> Value<'b> {
-        self.new(Op::Binary(op, self.id, other.id))
+        self.make(Op::Binary(op, self.id, other.id))
     }
 
     pub(crate) fn one(self, op: Unary) -> Value<'b> {
-        self.new(Op::Unary(op, self.id))
+        self.make(Op::Unary(op, self.id))
     }
 
     pub(crate) fn compare(self, op: Comparison, other: Value<'b>) -> Value<'b> {
-        self.new(Op::Compare(op, self.id, other.id))
+        self.make(Op::Compare(op, self.id, other.id))
     }
 
     /// The same bits in every lane.
     pub(crate) fn every(self, bits: u32) -> Value<'b> {
-        self.new(Op::Constant(bits))
+        self.make(Op::Constant(bits))
     }
 
     /// By this mask.
     pub(crate) fn choose(self, yes: Value<'b>, no: Value<'b>) -> Value<'b> {
-        self.new(Op::Select(self.id, yes.id, no.id))
+        self.make(Op::Select(self.id, yes.id, no.id))
     }
 }
 
