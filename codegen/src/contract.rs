@@ -21,14 +21,12 @@ use micro::{Micro, PANEL_ROWS, Panel, Tile};
 
 /// Rows of one task: the grain at which rows are dealt to threads.
 const TASK_ROWS: usize = 64;
-/// At most so many rows of A at once when they are contiguous along k, and when they are not or are packed; and so many columns.
-/// The product (768 KiB or 384 KiB), the packed B (384 KiB), and the columns of A (256 KiB) with the next ones that are
-/// fetched ahead, stay in a 2 MiB level-2 cache.
+/// At most so many rows and columns at once: their product, 768 KiB, the packed B, 384 KiB, and the rows of A, 512 KiB, stay in
+/// a 2 MiB level-2 cache.
 const ROW_BLOCK: usize = 512;
-const COLUMN_MAJOR_ROW_BLOCK: usize = 256;
 const COLUMN_BLOCK: usize = 384;
 /// Packing B pays off when more rows than this use it.
-const FEW_ROWS: usize = 128;
+const FEW_ROWS: usize = 64;
 /// A panel of B, `K_BLOCK` by 32, is 32 KiB and stays in a 48 KiB level-1 cache.
 const K_BLOCK: usize = 256;
 
@@ -226,12 +224,8 @@ impl Contraction {
         self.n_batch * self.n.div_ceil(self.width) as u64 * self.m.div_ceil(TASK_ROWS) as u64
     }
 
-    fn row_block(&self) -> usize {
-        if self.dtype == DType::F32 && self.a.k_adjacent { ROW_BLOCK } else { COLUMN_MAJOR_ROW_BLOCK }
-    }
-
     fn rows_at_once(&self) -> usize {
-        self.m.min(self.row_block()).next_multiple_of(PANEL_ROWS)
+        self.m.min(ROW_BLOCK).next_multiple_of(PANEL_ROWS)
     }
 
     fn k_at_once(&self) -> usize {
@@ -263,7 +257,7 @@ impl Contraction {
         while task < hi {
             // Neighbouring row blocks go together, so that B is packed once for them.
             let (outer, row_task) = (task / n_rows, task % n_rows);
-            let together = (n_rows - row_task).min(hi - task).min((self.row_block() / TASK_ROWS) as u64);
+            let together = (n_rows - row_task).min(hi - task).min((ROW_BLOCK / TASK_ROWS) as u64);
             let (batch, column) = (outer / n_columns, (outer % n_columns) as usize * self.width);
             let rows = row_task as usize * TASK_ROWS..((row_task + together) as usize * TASK_ROWS).min(self.m);
             let columns = column..(column + self.width).min(self.n);
