@@ -120,9 +120,13 @@ fn arithmetic() {
         let four = c.number(4.0);
         c.add(Op::Div, &[c.x, four])
     });
-    becomes("div(x, 3.0)", |c| {
+    becomes("mul(0.3333333432674408, x)", |c| {
         let three = c.number(3.0);
         c.add(Op::Div, &[c.x, three])
+    });
+    becomes("div(sum[a](r), 3.0)", |c| {
+        let (sum, three) = (c.add(Op::Sum(vec![name("a")]), &[c.r]), c.number(3.0));
+        c.add(Op::Div, &[sum, three])
     });
     becomes("mul(div(1.0, r), x)", |c| c.add(Op::Div, &[c.x, c.r]));
     becomes("mul(x, x)", |c| {
@@ -321,6 +325,13 @@ fn sums_and_products() {
         let e = c.add(Op::Exp, &[c.x]);
         let scaled = c.add(Op::Mul, &[e, c.r]);
         c.add(Op::Contract(vec![name("b")]), &[scaled, c.w])
+    });
+    becomes("mul(contract[z](rename[b as z](exp(x)), rename[b as z](w)), r)", |c| {
+        let e = c.add(Op::Exp, &[c.x]);
+        let scaled = c.add(Op::Mul, &[e, c.r]);
+        let rename = Op::Rename(vec![(name("b"), name("z"))]);
+        let (scaled, w) = (c.add(rename.clone(), &[scaled]), c.add(rename, &[c.w]));
+        c.add(Op::Contract(vec![name("z")]), &[scaled, w])
     });
     // Folding a scale into the product elsewhere would change what is rounded.
     becomes("contract[b](mul(r, x), w)", |c| {

@@ -158,10 +158,13 @@ fn divide(graph: &mut Graph, x: NodeId, y: NodeId) -> Option<NodeId> {
     if divisor == 1.0 {
         return Some(spread_to(graph, x, &ty));
     }
-    // x / 2ᵏ → x · 2⁻ᵏ, which is exact
-    let exact = divisor.is_normal() && divisor.to_bits() << 12 == 0 && (1e-30..1e30).contains(&divisor.abs());
-    if matches!(ty.dtype, DType::F32 | DType::F64) && exact {
-        let inverse = graph.add(Op::Const(Scalar::Float(1.0 / divisor), ty.dtype), &[]);
+    // x / c → x · (1 / c), exact for powers of two, else within a rounding; a single number is divided as it says, so that
+    // n / n is 1.
+    let exact = divisor.to_bits() << 12 == 0;
+    let tame = divisor.is_normal() && (1e-30..1e30).contains(&divisor.abs());
+    if floats && tame && (exact || !ty.axes.is_empty()) {
+        let one = graph.constant(1.0, ty.dtype);
+        let inverse = make(graph, Op::Div, &[one, y]);
         let product = make(graph, Op::Mul, &[x, inverse]);
         return Some(spread_to(graph, product, &ty));
     }

@@ -167,12 +167,12 @@ pub(super) fn contractions(graph: &mut Graph, op: &Op, args: &[NodeId]) -> Optio
     // contract[k](exp(x) · r, y) → contract[k](exp(x), y) · r, where r lacks k and the result is the smaller: a softmax is divided
     // by its sum after the values are summed. Only after `exp`: elsewhere this would fold norms into weights.
     for (scaled, other) in [(*a, *b), (*b, *a)] {
-        let (Op::Mul, [p, q]) = (graph.op(scaled), graph.args(scaled)) else { continue };
-        for (e, r) in [(*p, *q), (*q, *p)] {
+        let Some(factors) = factors(graph, scaled) else { continue };
+        for (e, r) in [factors, (factors.1, factors.0)] {
             let ty = mdl_graph::infer(op, &[graph.ty(*a), graph.ty(*b)]).ok()?;
             let apart = names.iter().all(|name| !graph.ty(r).axes.contains(name));
             let inside = graph.ty(r).axes.is_subset(&graph.ty(e).axes) && graph.ty(r).axes.is_subset(&ty.axes);
-            if *graph.op(e) == Op::Exp && apart && inside && ty.count() < graph.ty(scaled).count() {
+            if is_exp(graph, e) && apart && inside && ty.count() < graph.ty(scaled).count() {
                 let product = make(graph, Op::Contract(names.clone()), &[e, other]);
                 return Some(make(graph, Op::Mul, &[product, r]));
             }
@@ -189,4 +189,32 @@ pub(super) fn contractions(graph: &mut Graph, op: &Op, args: &[NodeId]) -> Optio
 /// True when both have the same axes, so that the product is no larger than its factors. A matrix and a vector stay a contraction.
 fn is_covered(graph: &Graph, a: NodeId, b: NodeId) -> bool {
     graph.ty(a).axes == graph.ty(b).axes && matches!(graph.ty(a).dtype, DType::F32 | DType::F64)
+}
+
+fn is_exp(graph: &Graph, id: NodeId) -> bool {
+    match graph.op(id) {
+        Op::Exp => true,
+        Op::Rename(_) => is_exp(graph, graph.args(id)[0]),
+        _ => false,
+    }
+}
+
+/// The factors of a product, also of one that is renamed: then each of them is, which costs nothing.
+fn factors(graph: &mut Graph, id: NodeId) -> Option<(NodeId, NodeId)> {
+    match (graph.op(id).clone(), graph.args(id)) {
+        (Op::Mul, [p, q]) => Some((*p, *q)),
+        (Op::Rename(pairs), [x]) if *graph.op(*x) == Op::Mul => {
+            let (p, q) = (graph.args(*x)[0], graph.args(*x)[1]);
+            // Only a product that this may be worth for: views that nobody wants are made for nothing.
+            if !is_exp(graph, p) && !is_exp(graph, q) {
+                return None;
+            }
+            let mut renamed = |x: NodeId| {
+                let kept: Vec<_> = pairs.iter().filter(|(old, _)| graph.ty(x).axes.contains(old)).cloned().collect();
+                if kept.is_empty() { x } else { make(graph, Op::Rename(kept), &[x]) }
+            };
+            Some((renamed(p), renamed(q)))
+        }
+        _ => None,
+    }
 }
