@@ -118,18 +118,19 @@ impl Side {
         }
         let first = (self.rows[rows.start] + self.k[k]) as usize * element;
         for offset in (0..rows.len() * element).step_by(64) {
-            prefetch(base.wrapping_add(first + offset));
+            prefetch::<1>(base.wrapping_add(first + offset));
         }
     }
 }
 
-/// Brings a line of cache to the second level; a hint that never faults.
-fn prefetch(at: *const u8) {
+/// Brings a line of cache to the first level or the second (`LEVEL` 0 or 1); a hint that never faults.
+#[inline(always)]
+fn prefetch<const LEVEL: u8>(at: *const u8) {
     #[cfg(target_arch = "x86_64")]
     // SAFETY: the instruction is in every x86-64, and touches no memory that the program can see.
     unsafe {
-        use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
-        _mm_prefetch::<_MM_HINT_T1>(at.cast());
+        use std::arch::x86_64::{_MM_HINT_T0, _MM_HINT_T1, _mm_prefetch};
+        if LEVEL == 0 { _mm_prefetch::<_MM_HINT_T0>(at.cast()) } else { _mm_prefetch::<_MM_HINT_T1>(at.cast()) }
     }
     #[cfg(not(target_arch = "x86_64"))]
     let _ = at;

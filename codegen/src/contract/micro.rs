@@ -3,10 +3,14 @@
 //! `to[i][j] (+)= Σ_k a[i][k] · b[k][j]`: accumulators start at zero, one chain of multiply-adds over k for each element,
 //! added to what is there when `more`. A panel is two vectors wide; its first half alone can be asked for.
 
+use super::prefetch;
 use crate::isa::Isa;
 
 /// Rows of A at once: with two vectors of B, 16 accumulators, enough to hide the latency of a multiply-add.
 pub(super) const PANEL_ROWS: usize = 8;
+
+/// So many k ahead, the line of A is fetched: without it a processor sees less far than the second cache is away.
+const AHEAD: usize = 12;
 
 /// A panel of B: its first number, and from one k to the next.
 #[derive(Clone, Copy)]
@@ -78,6 +82,11 @@ unsafe fn tile<S: Vector, const H: usize, const V: usize>(
     // SAFETY: the caller's promise.
     unsafe {
         let mut sums = [[S::zero(); V]; H];
+        for i in 0..H {
+            for v in 0..V {
+                prefetch::<0>(tile.to.wrapping_add(i * tile.length + v * S::LANES).cast());
+            }
+        }
         for k in 0..depth {
             let mut columns = [S::zero(); V];
             for (v, column) in columns.iter_mut().enumerate() {
@@ -107,7 +116,14 @@ macro_rules! kernels {
         $(#[target_feature(enable = $feature)])?
         unsafe fn columns<const H: usize, const V: usize>(depth: usize, a: *const f32, step: usize, b: Panel, to: Tile) {
             // SAFETY: the caller's promise.
-            unsafe { tile::<$vector, H, V>(depth, #[inline(always)] |k, i| a.add(k * step + i), b, to) }
+            unsafe {
+                tile::<$vector, H, V>(depth, #[inline(always)] |k, i| {
+                    if i == 0 {
+                        prefetch::<0>(a.wrapping_add((k + AHEAD) * step).cast());
+                    }
+                    a.add(k * step + i)
+                }, b, to)
+            }
         }
 
         /// # Safety
