@@ -12,13 +12,14 @@ mod mapped {
 
     use crate::wide::{Program, compile};
 
-    /// The pages of one mapping.
+    /// The least bytes of a mapping, in whole pages.
     const BLOCK: usize = 1 << 20;
 
     /// The functions of one module. An address that was given is good as long as this lives, and may be called after `seal`.
     #[derive(Default)]
     pub(crate) struct CodeMemory {
-        blocks: Vec<NonNull<u8>>,
+        /// Mappings and their lengths; the last one is being filled, up to `used`.
+        blocks: Vec<(NonNull<u8>, usize)>,
         used: usize,
         known: HashMap<Program, usize>,
         /// There was no memory for some function.
@@ -38,20 +39,18 @@ mod mapped {
         }
 
         fn place(&mut self, code: &[u8]) -> Option<usize> {
-            if code.len() > BLOCK {
-                return None;
-            }
-            if self.blocks.is_empty() || self.used + code.len() > BLOCK {
+            if self.blocks.last().is_none_or(|(_, len)| self.used + code.len() > *len) {
+                let len = code.len().next_multiple_of(BLOCK);
                 // SAFETY: a new private mapping.
                 let block = unsafe {
                     let (access, kind) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
-                    libc::mmap(std::ptr::null_mut(), BLOCK, access, kind, -1, 0)
+                    libc::mmap(std::ptr::null_mut(), len, access, kind, -1, 0)
                 };
                 let block = if block == libc::MAP_FAILED { None } else { NonNull::new(block.cast::<u8>()) };
-                self.blocks.push(block?);
+                self.blocks.push((block?, len));
                 self.used = 0;
             }
-            let block = self.blocks.last()?;
+            let (block, _) = self.blocks.last()?;
             // SAFETY: `used` and the code's length stay inside the block, which is still writable.
             let at = unsafe { block.add(self.used) };
             // SAFETY: as above; the code is not in the block yet.
@@ -62,9 +61,9 @@ mod mapped {
 
         /// Makes the code executable. False when the system refuses, or had no memory for some of it.
         pub(crate) fn seal(&self) -> bool {
-            let seal = |block: &NonNull<u8>| {
+            let seal = |(block, len): &(NonNull<u8>, usize)| {
                 // SAFETY: our own mapping, which nobody writes any more.
-                unsafe { libc::mprotect(block.as_ptr().cast(), BLOCK, libc::PROT_READ | libc::PROT_EXEC) == 0 }
+                unsafe { libc::mprotect(block.as_ptr().cast(), *len, libc::PROT_READ | libc::PROT_EXEC) == 0 }
             };
             !self.lacking && self.blocks.iter().all(seal)
         }
@@ -72,9 +71,9 @@ mod mapped {
 
     impl Drop for CodeMemory {
         fn drop(&mut self) {
-            for block in &self.blocks {
+            for (block, len) in &self.blocks {
                 // SAFETY: the addresses go with the module that owns this.
-                unsafe { libc::munmap(block.as_ptr().cast(), BLOCK) };
+                unsafe { libc::munmap(block.as_ptr().cast(), *len) };
             }
         }
     }
