@@ -11,7 +11,6 @@
 mod micro;
 mod pack;
 
-use half::f16;
 use mdl_compiler::kernel::{Access, Contract, ContractDim, Dim, Kernel, Operand, Stmt};
 use mdl_graph::DType;
 
@@ -327,17 +326,10 @@ impl Contraction {
             // SAFETY: `verify` checked that every (row, k) lies in its buffer; packed blocks fit their scratch.
             unsafe {
                 let b_rows = &self.b.rows[columns.start + packed_from..columns.end];
-                match self.dtype {
-                    DType::BF16 => pack::panels(packed_b, panel, b.cast(), b_rows, b_k, crate::strip::widen),
-                    DType::F16 => pack::panels(packed_b, panel, b.cast(), b_rows, b_k, f16::to_f32),
-                    _ => pack::panels(packed_b, panel, b.cast(), b_rows, b_k, |x: f32| x),
-                }
+                self.pack(packed_b, panel, b, b_rows, b_k);
                 let a_rows = &self.a.rows[rows.clone()];
-                match self.dtype {
-                    _ if in_place => {}
-                    DType::BF16 => pack::panels(packed_a, PANEL_ROWS, a.cast(), a_rows, a_k, crate::strip::widen),
-                    DType::F16 => pack::panels(packed_a, PANEL_ROWS, a.cast(), a_rows, a_k, f16::to_f32),
-                    _ => pack::panels(packed_a, PANEL_ROWS, a.cast(), a_rows, a_k, |x: f32| x),
+                if !in_place {
+                    self.pack(packed_a, PANEL_ROWS, a, a_rows, a_k);
                 }
             }
             // While this block of k is multiplied, the lines of the next come nearer, a few with each tile.
@@ -386,6 +378,19 @@ impl Contraction {
                 }
             }
             k0 += depth;
+        }
+    }
+
+    /// # Safety
+    /// See [`pack::panels`]; the elements at `from` are of our dtype.
+    unsafe fn pack(&self, out: *mut f32, width: usize, from: *const u8, rows: &[i64], k: &[i64]) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            match self.dtype {
+                DType::BF16 => (self.micro.pack_bf16)(out, width, from.cast(), rows, k),
+                DType::F16 => (self.micro.pack_f16)(out, width, from.cast(), rows, k),
+                _ => (self.micro.pack_f32)(out, width, from.cast(), rows, k),
+            }
         }
     }
 

@@ -3,6 +3,7 @@
 //! `to[i][j] (+)= Σ_k a[i][k] · b[k][j]`: accumulators start at zero, one chain of multiply-adds over k for each element,
 //! added to what is there when `more`. A panel is two vectors wide; its first half alone can be asked for.
 
+use super::pack::{Stored, panels};
 use super::prefetch;
 use crate::isa::Isa;
 
@@ -32,12 +33,18 @@ pub(super) type Columns = unsafe fn(usize, *const f32, usize, Panel, Tile);
 /// A from rows that are contiguous along k.
 pub(super) type Rows = unsafe fn(usize, &[*const f32; PANEL_ROWS], Panel, Tile);
 
+/// Packs panels: (out, width of a panel, from, rows, k). See [`panels`].
+pub(super) type Pack<T> = unsafe fn(*mut f32, usize, *const T, &[i64], &[i64]);
+
 /// The kernels of one instruction set, by height - 1 and by half or whole panel.
 pub(super) struct Micro {
     /// Columns of a panel of B.
     pub(super) panel: usize,
     columns: [[Columns; 2]; PANEL_ROWS],
     rows: [[Rows; 2]; PANEL_ROWS],
+    pub(super) pack_f32: Pack<f32>,
+    pub(super) pack_bf16: Pack<half::bf16>,
+    pub(super) pack_f16: Pack<half::f16>,
 }
 
 impl Micro {
@@ -135,8 +142,19 @@ macro_rules! kernels {
             unsafe { tile::<$vector, H, V>(depth, #[inline(always)] |k, i| a[i].add(k), b, to) }
         }
 
+        /// # Safety
+        /// See `panels`; the machine has the features.
+        $(#[target_feature(enable = $feature)])?
+        unsafe fn pack<T: Stored>(out: *mut f32, width: usize, from: *const T, rows: &[i64], k: &[i64]) {
+            // SAFETY: the caller's promise.
+            unsafe { panels(out, width, from, rows, k) }
+        }
+
         pub(super) const MICRO: Micro = Micro {
             panel: 2 * <$vector>::LANES,
+            pack_f32: pack::<f32>,
+            pack_bf16: pack::<half::bf16>,
+            pack_f16: pack::<half::f16>,
             columns: [
                 [columns::<1, 1>, columns::<1, 2>], [columns::<2, 1>, columns::<2, 2>],
                 [columns::<3, 1>, columns::<3, 2>], [columns::<4, 1>, columns::<4, 2>],

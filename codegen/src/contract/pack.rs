@@ -1,32 +1,43 @@
 //! Packing: a strided block as panels, `out[panel][k][row in panel]`, the last panel filled with zeros.
 
+use half::{bf16, f16};
+
 use super::adjacent;
 
-/// Packs `rows` by `k` elements at `from + row + k`, `width` rows to a panel.
+/// What operands are stored as.
+pub(super) trait Stored: Copy {
+    fn widen(self) -> f32;
+}
+
+impl Stored for f32 {
+    #[inline(always)]
+    fn widen(self) -> f32 {
+        self
+    }
+}
+
+impl Stored for bf16 {
+    #[inline(always)]
+    fn widen(self) -> f32 {
+        crate::strip::widen(self)
+    }
+}
+
+impl Stored for f16 {
+    #[inline(always)]
+    fn widen(self) -> f32 {
+        self.to_f32()
+    }
+}
+
+/// Packs `rows` by `k` elements at `from + row + k`, `width` rows to a panel. Compiled for each instruction set.
 ///
 /// # Safety
 /// Every `from + rows[i] + k[j]` may be read; `out` has room for whole panels.
-pub(super) unsafe fn panels<T: Copy>(
-    out: *mut f32,
-    width: usize,
-    from: *const T,
-    rows: &[i64],
-    k: &[i64],
-    widen: impl Fn(T) -> f32 + Copy,
-) {
+#[inline(always)]
+pub(super) unsafe fn panels<T: Stored>(out: *mut f32, width: usize, from: *const T, rows: &[i64], k: &[i64]) {
     let k_runs = adjacent(k);
-    // Panels that are narrower than a line of cache are packed side by side where a run of rows allows, so that every line is
-    // fetched once.
-    let side_by_side = if width == 8 && !k_runs {
-        rows.chunks(4 * width).take_while(|run| run.len() == 4 * width && adjacent(run)).count()
-    } else {
-        0
-    };
-    for (at, run) in rows.chunks(4 * width).take(side_by_side).enumerate() {
-        // SAFETY: as below, for four panels.
-        unsafe { four_adjacent::<T, 8>(out.add(at * 4 * width * k.len()), from.offset(run[0] as isize), k, widen) };
-    }
-    for (at, panel) in rows.chunks(width).enumerate().skip(4 * side_by_side) {
+    for (at, panel) in rows.chunks(width).enumerate() {
         let order = (adjacent(panel), k_runs);
         // SAFETY: panel `at` starts here; its `width · k` elements are ours.
         let to = unsafe { out.add(at * width * k.len()) };
@@ -34,94 +45,84 @@ pub(super) unsafe fn panels<T: Copy>(
         // SAFETY: the caller's promise about reads; writes stay in the panel.
         unsafe {
             match (order, width) {
-                ((true, _), 32) if whole => rows_adjacent::<T, 32>(to, from.offset(panel[0] as isize), k, widen),
-                ((true, _), 16) if whole => rows_adjacent::<T, 16>(to, from.offset(panel[0] as isize), k, widen),
-                ((true, _), 8) if whole => rows_adjacent::<T, 8>(to, from.offset(panel[0] as isize), k, widen),
-                ((false, true), 32) if whole => {
-                    k_adjacent::<T, 32>(to, from.offset(k[0] as isize), panel, k.len(), widen)
+                ((true, _), 32) if whole => rows_adjacent::<T, 32>(to, from.offset(panel[0] as isize), k),
+                ((true, _), 16) if whole => rows_adjacent::<T, 16>(to, from.offset(panel[0] as isize), k),
+                ((true, _), 8) if whole => rows_adjacent::<T, 8>(to, from.offset(panel[0] as isize), k),
+                ((false, true), 8 | 16 | 32) if whole => {
+                    k_adjacent(to, width, from.offset(k[0] as isize), panel, k.len())
                 }
-                ((false, true), 16) if whole => {
-                    k_adjacent::<T, 16>(to, from.offset(k[0] as isize), panel, k.len(), widen)
-                }
-                ((false, true), 8) if whole => {
-                    k_adjacent::<T, 8>(to, from.offset(k[0] as isize), panel, k.len(), widen)
-                }
-                _ => any(to, width, from, panel, k, widen),
+                _ => any(to, width, from, panel, k),
             }
         }
     }
 }
 
-/// Whole rows of a panel are runs in memory: they are copied.
+/// Whole rows of a panel are runs in memory: they are copied, each read before it is written, so that both are vectors.
 #[inline(always)]
-unsafe fn rows_adjacent<T: Copy, const W: usize>(to: *mut f32, from: *const T, k: &[i64], widen: impl Fn(T) -> f32) {
+unsafe fn rows_adjacent<T: Stored, const W: usize>(to: *mut f32, from: *const T, k: &[i64]) {
     for (j, offset) in k.iter().enumerate() {
-        for i in 0..W {
-            // SAFETY: see `panels`.
-            unsafe { to.add(j * W + i).write(widen(from.offset(*offset as isize).add(i).read())) };
+        // SAFETY: see `panels`.
+        unsafe {
+            let line = from.offset(*offset as isize).cast::<[T; W]>().read_unaligned();
+            to.add(j * W).cast::<[f32; W]>().write_unaligned(line.map(T::widen));
         }
     }
 }
 
-/// Four panels whose rows are one run in memory.
+/// Runs along k: transposed in blocks of 4 by 4, which stay in registers.
 #[inline(always)]
-unsafe fn four_adjacent<T: Copy, const W: usize>(to: *mut f32, from: *const T, k: &[i64], widen: impl Fn(T) -> f32) {
-    for (j, offset) in k.iter().enumerate() {
-        for panel in 0..4 {
-            for i in 0..W {
-                // SAFETY: see `panels`.
-                unsafe {
-                    let value = from.offset(*offset as isize).add(panel * W + i).read();
-                    to.add((panel * k.len() + j) * W + i).write(widen(value));
-                }
-            }
-        }
-    }
-}
-
-/// Runs along k: transposed in blocks of 8 by 8, which stay in registers and whose lines stay in cache.
-#[inline(always)]
-unsafe fn k_adjacent<T: Copy, const W: usize>(
-    to: *mut f32,
-    from: *const T,
-    rows: &[i64],
-    depth: usize,
-    widen: impl Fn(T) -> f32,
-) {
-    const B: usize = 8;
+unsafe fn k_adjacent<T: Stored>(to: *mut f32, width: usize, from: *const T, rows: &[i64], depth: usize) {
+    const B: usize = 4;
     let whole = depth - depth % B;
-    for i0 in (0..W).step_by(B) {
+    for (i, four) in rows.chunks_exact(B).enumerate() {
         for j0 in (0..whole).step_by(B) {
-            let mut block = [[0f32; B]; B];
-            for (i, line) in block.iter_mut().enumerate() {
-                // SAFETY: see `panels`.
-                let line_from = unsafe { from.offset(rows[i0 + i] as isize).add(j0) };
-                for (j, slot) in line.iter_mut().enumerate() {
-                    // SAFETY: see `panels`.
-                    *slot = widen(unsafe { line_from.add(j).read() });
-                }
-            }
-            for j in 0..B {
-                for (i, line) in block.iter().enumerate() {
-                    // SAFETY: see `panels`.
-                    unsafe { to.add((j0 + j) * W + i0 + i).write(line[j]) };
+            // SAFETY: see `panels`.
+            unsafe {
+                let line = |row: i64| from.offset(row as isize).add(j0).cast::<[T; B]>().read_unaligned().map(T::widen);
+                let block = transposed([line(four[0]), line(four[1]), line(four[2]), line(four[3])]);
+                for (j, line) in block.into_iter().enumerate() {
+                    to.add((j0 + j) * width + i * B).cast::<[f32; B]>().write_unaligned(line);
                 }
             }
         }
         for j in whole..depth {
-            for (i, row) in rows[i0..i0 + B].iter().enumerate() {
+            for (n, row) in four.iter().enumerate() {
                 // SAFETY: see `panels`.
-                unsafe { to.add(j * W + i0 + i).write(widen(from.offset(*row as isize).add(j).read())) };
+                unsafe { to.add(j * width + i * B + n).write(from.offset(*row as isize).add(j).read().widen()) };
             }
         }
     }
 }
 
-unsafe fn any<T: Copy>(to: *mut f32, width: usize, from: *const T, rows: &[i64], k: &[i64], widen: impl Fn(T) -> f32) {
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+fn transposed(rows: [[f32; 4]; 4]) -> [[f32; 4]; 4] {
+    use std::arch::x86_64::*;
+    // SAFETY: SSE is in every x86-64; the arrays are four registers of four floats.
+    unsafe {
+        let [a, b, c, d] = std::mem::transmute::<[[f32; 4]; 4], [__m128; 4]>(rows);
+        let (ab, cd) = (_mm_unpacklo_ps(a, b), _mm_unpacklo_ps(c, d));
+        let (ab_high, cd_high) = (_mm_unpackhi_ps(a, b), _mm_unpackhi_ps(c, d));
+        std::mem::transmute::<[__m128; 4], [[f32; 4]; 4]>([
+            _mm_movelh_ps(ab, cd),
+            _mm_movehl_ps(cd, ab),
+            _mm_movelh_ps(ab_high, cd_high),
+            _mm_movehl_ps(cd_high, ab_high),
+        ])
+    }
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+#[inline(always)]
+fn transposed(rows: [[f32; 4]; 4]) -> [[f32; 4]; 4] {
+    std::array::from_fn(|j| std::array::from_fn(|i| rows[i][j]))
+}
+
+unsafe fn any<T: Stored>(to: *mut f32, width: usize, from: *const T, rows: &[i64], k: &[i64]) {
     for (j, offset) in k.iter().enumerate() {
         for (i, row) in rows.iter().enumerate() {
             // SAFETY: see `panels`.
-            unsafe { to.add(j * width + i).write(widen(from.offset((row + offset) as isize).read())) };
+            unsafe { to.add(j * width + i).write(from.offset((row + offset) as isize).read().widen()) };
         }
         for i in rows.len()..width {
             // SAFETY: see `panels`.
