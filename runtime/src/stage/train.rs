@@ -11,7 +11,7 @@ use std::time::Instant;
 
 use mdl_data::{Batcher, Dataset, Order};
 use mdl_graph::{InputKind, Name};
-use mdl_lang::spec::{Precision, Read, Sample, TrainSpec};
+use mdl_lang::spec::{Read, Sample, TrainSpec};
 
 use crate::checkpoint::{self, Checkpoint, TensorView};
 use crate::device::{Cpu, Executable, Tensor, Tensors, plan_step};
@@ -64,12 +64,6 @@ pub fn load_reads(run: &Run<'_>, reads: &[Read], tensors: &mut Tensors) -> Resul
 /// Trains, from the last checkpoint if there is one of the same recipe.
 pub fn run(run: &mut Run<'_>, name: &str, spec: &TrainSpec, hash: &str) -> Result<(), RunError> {
     let dataset = run.dataset_of(&spec.data)?;
-    if spec.precision == Precision::F16 && run.cpu.threads() > 1 {
-        // On several threads the update of f16 is not the same from run to run yet, and a run is to be its own witness.
-        run.observer
-            .observe(Event::Warned("f16 trains on one thread, so that its bits are the same in every run".into()));
-        run.cpu = Cpu::new(Some(1))?;
-    }
     let mut training = Training::new(run, name, spec, hash, dataset)?;
     training.start(run)?;
     training.go_on(run)
