@@ -17,9 +17,11 @@ mod pool;
 mod scatter;
 mod strip;
 mod wide;
+mod workspace;
 
 pub use isa::Isa;
 pub use jit::CompileError;
 pub use memory::Buffers;
 pub use module::{Module, Target, Workspace, clif};
 pub use pool::Pool;
+pub use workspace::workspace_bytes;

@@ -7,7 +7,7 @@ use mdl_compiler::reference::{Data, Tensor, eval_stored};
 use mdl_compiler::testing::random_graph::{RandomOptions, random_graph};
 use mdl_compiler::testing::{random_inputs, scalars_beside};
 use mdl_compiler::tolerance::{is_close, tolerance};
-use mdl_graph::{Axis, DType, Graph, Scalar, Type};
+use mdl_graph::{Axis, DType, Graph, Role, Scalar, Type};
 use mdl_runtime::device::{Cpu, Executable, Tensors};
 
 /// For each position of `to`, in its order, the position in a tensor with the axes `from`, in theirs.
@@ -72,7 +72,9 @@ fn decode(bytes: &[u8], ty: &Type, axes: &[Axis]) -> Vec<f64> {
 
 /// Every output of a plan, run natively.
 fn run(graph: &Graph, inputs: &[Tensor], plan: Plan, cpu: &Cpu) -> Vec<Vec<f64>> {
+    let own_bytes = plan.arena_bytes + mdl_codegen::workspace_bytes(&plan.kernels, cpu.isa, cpu.threads());
     let mut executable = Executable::of_plan(plan, cpu).expect("the kernels compile");
+    assert_eq!(executable.own_bytes(cpu), own_bytes, "what is told before compiling is what compiling takes");
     let mut tensors = Tensors::new();
     tensors.allocate(executable.plan());
     for (input, tensor) in graph.inputs().iter().zip(inputs) {
@@ -89,8 +91,17 @@ fn run(graph: &Graph, inputs: &[Tensor], plan: Plan, cpu: &Cpu) -> Vec<Vec<f64>>
     executable.run(&mut tensors, cpu);
     let outputs = graph.outputs().iter().map(|output| {
         let ty = graph.ty(output.node);
-        let port = executable.plan().output(output.name.as_str()).expect("planned");
-        decode(executable.output_bytes(output.name.as_str(), &tensors).expect("planned"), ty, &port.axes)
+        match output.role {
+            Role::Value => {
+                let port = executable.plan().output(output.name.as_str()).expect("planned");
+                let bytes = executable.output_bytes(output.name.as_str(), &tensors).expect("planned");
+                decode(bytes, ty, &port.axes)
+            }
+            Role::Next(input) => {
+                let kept = tensors.get(graph.inputs()[input.0 as usize].name.as_str()).expect("allocated");
+                decode(kept.data.bytes(), ty, &kept.axes)
+            }
+        }
     });
     outputs.collect()
 }

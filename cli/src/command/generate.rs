@@ -21,7 +21,7 @@ pub(super) fn generate(common: &Common, matches: &ArgMatches, color: bool) -> u8
     };
     match write(common, matches, &loaded) {
         Ok(()) => 0,
-        Err(error) => failed(&error),
+        Err(error) => failed(&error, &loaded, common, color),
     }
 }
 
