@@ -72,8 +72,17 @@ pub(crate) fn failed(error: &RunError, loaded: &Loaded, common: &Common, color: 
             let _ = writeln!(std::io::stderr(), "{error}");
             exit::WRONG
         }
-        RunError::Failed { .. } | RunError::Interrupted { .. } => {
+        RunError::Usage(message) => {
+            fail(message);
+            exit::USAGE
+        }
+        RunError::Failed { .. } => {
             fail(&error.to_string());
+            exit::FAILED
+        }
+        // Asked for, and still not done.
+        RunError::Interrupted { .. } => {
+            let _ = writeln!(std::io::stderr(), "{error}");
             exit::FAILED
         }
     }

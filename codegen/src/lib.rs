@@ -16,6 +16,8 @@ mod ordering;
 mod pool;
 mod scatter;
 mod strip;
+// Only x86-64 on Linux has a use for it; elsewhere it is compiled and never called.
+#[cfg_attr(not(all(target_arch = "x86_64", target_os = "linux")), allow(dead_code, unused))]
 mod wide;
 mod workspace;
 

@@ -17,6 +17,8 @@ pub enum RunError {
     Recipe(Box<Diagnostic>),
     /// A failure while doing something: what, and why, with what to do next.
     Failed { doing: String, why: String },
+    /// What was asked for on the command line is not there.
+    Usage(String),
     /// The user asked to stop; what was done so far is saved here.
     Interrupted { saved: Option<PathBuf> },
 }
@@ -37,6 +39,7 @@ impl fmt::Display for RunError {
                 Ok(())
             }
             RunError::Recipe(diagnostic) => write!(f, "[{}] {}", diagnostic.code, diagnostic.message),
+            RunError::Usage(message) => f.write_str(message),
             RunError::Failed { doing, why } => write!(f, "{doing} failed: {why}"),
             RunError::Interrupted { saved: Some(path) } => {
                 write!(f, "stopped; saved in {}, run again to go on from there", path.display())

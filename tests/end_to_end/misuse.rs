@@ -141,6 +141,10 @@ fn wrong_usage_ends_with_2() {
     {
         assert_eq!(run(words).status.code(), Some(2), "{words:?}");
     }
+    let write = ["generate", "examples/shakespeare.mdl", "--prompt", "a"];
+    for more in [["--top-p", "7"], ["--top-p", "0"], ["--temperature", "-1"], ["--stage", "none"], ["--threads", "0"]] {
+        assert_eq!(run(&[&write[..], &more].concat()).status.code(), Some(2), "{more:?}");
+    }
 }
 
 /// A run whose last checkpoint was damaged.
