@@ -105,7 +105,8 @@ pub(crate) fn command(recipe_args: &[spec::Arg]) -> Command {
         .arg(flag("new", "N", "How many tokens to write").value_parser(value_parser!(u64)).default_value("200"))
         .arg(
             flag("temperature", "T", "0 takes the most likely token always")
-                .value_parser(value_parser!(f64))
+                .value_parser(|text: &str| number(text, "at least 0", |value| value >= 0.0 && value.is_finite()))
+                .allow_negative_numbers(true)
                 .default_value("0.8"),
         )
         .arg(
@@ -115,7 +116,8 @@ pub(crate) fn command(recipe_args: &[spec::Arg]) -> Command {
         )
         .arg(
             flag("top-p", "P", "Only the most likely tokens that have probability P together")
-                .value_parser(value_parser!(f64))
+                .value_parser(|text: &str| number(text, "above 0 and at most 1", |value| value > 0.0 && value <= 1.0))
+                .allow_negative_numbers(true)
                 .default_value("1.0"),
         );
     let fmt = Command::new("fmt")
@@ -203,6 +205,11 @@ impl Common {
         let stem = self.recipe.file_stem().unwrap_or_default();
         self.out.clone().unwrap_or_else(|| self.base().join("runs").join(stem))
     }
+}
+
+/// A number of a range that is told when it is left.
+fn number(text: &str, range: &str, fits: impl Fn(f64) -> bool) -> Result<f64, String> {
+    text.parse().ok().filter(|value| fits(*value)).ok_or_else(|| format!("it takes a number {range}"))
 }
 
 #[cfg(test)]

@@ -12,7 +12,8 @@ use std::ffi::OsString;
 use std::io::{IsTerminal, Write};
 
 use clap::ArgMatches;
-use mdl_lang::spec::{StageKind, TrainSpec};
+use mdl_lang::diag::{Diagnostic, Sources};
+use mdl_lang::spec::{Stage, StageKind, TrainSpec};
 use mdl_runtime::error::RunError;
 
 use crate::args::{self, Common};
@@ -63,18 +64,34 @@ pub(crate) fn fail(message: &str) {
 }
 
 /// Says why a run ended early, and gives the exit code.
-pub(crate) fn failed(error: &RunError) -> u8 {
+pub(crate) fn failed(error: &RunError, loaded: &Loaded, common: &Common, color: bool) -> u8 {
     match error {
+        RunError::Recipe(diagnostic) => refused(diagnostic, loaded, common, color),
         // Problems of the data say themselves what they are.
         RunError::Data(_) => {
             let _ = writeln!(std::io::stderr(), "{error}");
             exit::WRONG
         }
-        RunError::Failed { .. } | RunError::Interrupted { .. } => {
+        RunError::Usage(message) => {
+            fail(message);
+            exit::USAGE
+        }
+        RunError::Failed { .. } => {
             fail(&error.to_string());
             exit::FAILED
         }
+        // Asked for, and still not done.
+        RunError::Interrupted { .. } => {
+            let _ = writeln!(std::io::stderr(), "{error}");
+            exit::FAILED
+        }
     }
+}
+
+/// What is wrong with a recipe that only the compiler sees.
+pub(crate) fn refused(diagnostic: &Diagnostic, loaded: &Loaded, common: &Common, color: bool) -> u8 {
+    report(std::slice::from_ref(diagnostic), &loaded.sources, common.json, color);
+    exit::WRONG
 }
 
 /// Reads and checks a recipe and says what is wrong with it. `Err` is the exit code.
@@ -84,24 +101,24 @@ pub(crate) fn loaded(common: &Common, color: bool) -> Result<Loaded, u8> {
         fail(&message);
         exit::WRONG
     })?;
-    report(&loaded, common.json, color);
+    report(&loaded.diagnostics, &loaded.sources, common.json, color);
     if loaded.has_errors() { Err(exit::WRONG) } else { Ok(loaded) }
 }
 
-fn report(loaded: &Loaded, json: bool, color: bool) {
+fn report(diagnostics: &[Diagnostic], sources: &Sources, json: bool, color: bool) {
     if json {
-        for diagnostic in &loaded.diagnostics {
-            crate::progress::print_line(&paint::json(diagnostic, &loaded.sources).to_string());
+        for diagnostic in diagnostics {
+            crate::progress::print_line(&paint::json(diagnostic, sources).to_string());
         }
-    } else if !loaded.diagnostics.is_empty() {
-        let _ = write!(std::io::stderr(), "{}", paint::paint(&loaded.diagnostics, &loaded.sources, color));
+    } else if !diagnostics.is_empty() {
+        let _ = write!(std::io::stderr(), "{}", paint::paint(diagnostics, sources, color));
     }
 }
 
 /// The train stage of that name, or the first.
-pub(crate) fn train_stage<'a>(loaded: &'a Loaded, name: Option<&str>) -> Result<(&'a str, &'a TrainSpec), String> {
+pub(crate) fn train_stage<'a>(loaded: &'a Loaded, name: Option<&str>) -> Result<(&'a Stage, &'a TrainSpec), String> {
     let mut found = loaded.program.stages.iter().filter_map(|stage| match &stage.kind {
-        StageKind::Train(spec) if name.is_none_or(|name| name == stage.name) => Some((&*stage.name, spec.as_ref())),
+        StageKind::Train(spec) if name.is_none_or(|name| name == stage.name) => Some((stage, spec.as_ref())),
         _ => None,
     });
     found.next().ok_or_else(|| match name {

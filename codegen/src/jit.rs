@@ -64,6 +64,11 @@ fn error(context: &str, what: impl std::fmt::Display) -> CompileError {
     CompileError(format!("{context}: {what}"))
 }
 
+/// Whether strips of this length are worth vector programs, and the machine has their registers.
+pub(crate) fn is_wide(isa: Isa, strip: u64) -> bool {
+    cfg!(all(target_arch = "x86_64", target_os = "linux")) && isa == Isa::Avx512 && strip >= LANES / 2
+}
+
 impl Jit {
     pub(crate) fn new(isa: Isa) -> Result<Jit, CompileError> {
         let mut flags = settings::builder();
@@ -94,9 +99,8 @@ impl Jit {
         })
     }
 
-    /// Whether strips of this length are worth vector programs, and the machine has their registers.
     pub(crate) fn is_wide(&self, strip: u64) -> bool {
-        cfg!(all(target_arch = "x86_64", target_os = "linux")) && self.isa == Isa::Avx512 && strip >= LANES / 2
+        is_wide(self.isa, strip)
     }
 
     fn signature(&self, drive: &Drive) -> Signature {

@@ -16,10 +16,14 @@ mod ordering;
 mod pool;
 mod scatter;
 mod strip;
+// Only x86-64 on Linux has a use for it; elsewhere it is compiled and never called.
+#[cfg_attr(not(all(target_arch = "x86_64", target_os = "linux")), allow(dead_code, unused))]
 mod wide;
+mod workspace;
 
 pub use isa::Isa;
 pub use jit::CompileError;
 pub use memory::Buffers;
 pub use module::{Module, Target, Workspace, clif};
 pub use pool::Pool;
+pub use workspace::workspace_bytes;

@@ -19,6 +19,7 @@ use crate::jit::{Code, CompileError, Jit};
 use crate::memory::Buffers;
 use crate::nest::{Plan, Scope, TILE, normal, normal_columns, oriented, parts, strip_bytes};
 use crate::pool::Pool;
+use crate::workspace::{Needs, partial_bytes};
 use crate::{interp, ordering, scatter};
 
 /// (buffers, first and last grid point, scratch).
@@ -121,7 +122,7 @@ impl Module {
                     let mut end = 0;
                     for buf in partial_buffers(kernel, nest) {
                         compiled.partials.push(end);
-                        end += (buf.len * buf.dtype.size_bytes()).next_multiple_of(64);
+                        end += partial_bytes(buf.len * buf.dtype.size_bytes());
                     }
                     if kernel.bufs.len() + compiled.partials.len() > MAX_BUFFERS {
                         return Err(CompileError(format!("kernel {} has too many buffers", kernel.name)));
@@ -236,7 +237,7 @@ impl Module {
 
     /// Bytes of a workspace for so many threads: part of the memory that a run needs.
     pub fn workspace_bytes(&self, n_threads: usize) -> u64 {
-        self.partial_bytes.next_multiple_of(64) + self.scratch_bytes.next_multiple_of(4096) * n_threads as u64
+        Needs { scratch: self.scratch_bytes, partials: self.partial_bytes }.bytes(n_threads)
     }
 
     /// Memory for launches on a pool of so many threads; allocated once.
@@ -397,7 +398,7 @@ fn points(kernel: &Kernel, nest: &Nest) -> u64 {
 }
 
 /// A buffer for each exit: `[kept, chunk, strip or one]`.
-fn partial_buffers(kernel: &Kernel, nest: &Nest) -> Vec<Buf> {
+pub(crate) fn partial_buffers(kernel: &Kernel, nest: &Nest) -> Vec<Buf> {
     let kept: u64 = nest.grid[..nest.keep].iter().product();
     let exits = nest.body.iter().filter_map(|stmt| match stmt {
         Stmt::Exit { buf, val, .. } => Some((*buf, nest.vals[val.0 as usize])),
@@ -414,7 +415,7 @@ fn partial_buffers(kernel: &Kernel, nest: &Nest) -> Vec<Buf> {
 }
 
 /// For each exit a kernel that adds its partial results in order and stores the sum.
-fn combiners(kernel: &Kernel, nest: &Nest) -> Vec<Kernel> {
+pub(crate) fn combiners(kernel: &Kernel, nest: &Nest) -> Vec<Kernel> {
     let partials = partial_buffers(kernel, nest);
     let mut all = Vec::new();
     for stmt in &nest.body {

@@ -16,7 +16,8 @@ const HALVINGS: u32 = 10;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum StepError {
     Pass(PassError),
-    Plan(CompileError),
+    /// The place in the recipe of what cannot be planned, if it has one.
+    Plan(CompileError, Option<Span>),
     /// Even with everything recomputed the step needs this much.
     Memory {
         budget_bytes: u64,
@@ -25,11 +26,23 @@ pub enum StepError {
 }
 
 impl StepError {
+    /// The same for somebody who needs so much beside the step.
+    #[must_use]
+    pub fn beside(self, bytes: u64) -> StepError {
+        match self {
+            StepError::Memory { budget_bytes, least_bytes } => {
+                StepError::Memory { budget_bytes: budget_bytes + bytes, least_bytes: least_bytes + bytes }
+            }
+            other => other,
+        }
+    }
+
     /// The expression in the recipe that stands in the way, where there is one.
     pub fn span(&self) -> Option<Span> {
         match self {
             StepError::Pass(error) => Some(error.span),
-            StepError::Plan(_) | StepError::Memory { .. } => None,
+            StepError::Plan(_, span) => *span,
+            StepError::Memory { .. } => None,
         }
     }
 }
@@ -38,7 +51,7 @@ impl fmt::Display for StepError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             StepError::Pass(error) => write!(f, "{error}"),
-            StepError::Plan(error) => write!(f, "{error}"),
+            StepError::Plan(error, _) => write!(f, "{error}"),
             StepError::Memory { budget_bytes, least_bytes } => write!(
                 f,
                 "a step needs {} at least, also with all that can be recomputed, and `memory` allows {}",
@@ -57,12 +70,6 @@ impl From<PassError> for StepError {
     }
 }
 
-impl From<CompileError> for StepError {
-    fn from(error: CompileError) -> StepError {
-        StepError::Plan(error)
-    }
-}
-
 fn mib(bytes: u64) -> String {
     format!("{:.2} MiB", bytes as f64 / f64::from(1 << 20))
 }
@@ -76,7 +83,12 @@ pub fn compile(
 ) -> Result<Plan, StepError> {
     let attempt = |saved_bytes: Option<u64>| -> Result<Plan, StepError> {
         let graph = prepare(step, &Options { saved_bytes, ..options.clone() })?;
-        Ok(plan(&graph, planning)?)
+        plan(&graph, planning).map_err(|error| {
+            // Nodes of loop bodies are numbered on their own.
+            let node = error.node.and_then(|id| graph.nodes().get(id.idx()));
+            let span = node.map(|node| node.span).filter(|span| *span != Span::default());
+            StepError::Plan(error, span)
+        })
     };
     let whole = attempt(options.saved_bytes)?;
     let Some(budget) = memory.filter(|budget| whole.report.peak_bytes > *budget) else { return Ok(whole) };

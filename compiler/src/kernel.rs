@@ -8,6 +8,7 @@
 //! Deliberately absent: loops around launches (`repeat`, `scan`) and buffer addresses, which the plan has.
 
 mod print;
+mod share;
 mod verify;
 
 use mdl_graph::{DType, Scalar};
@@ -25,7 +26,7 @@ pub struct Kernel {
 }
 
 /// A buffer that a kernel touches: `len` elements from the base address. Different buffers of one kernel do not overlap,
-/// except that a nest may have the same memory as a `Read` and a `Write` buffer when both are only touched at equal positions.
+/// except that the same memory may be a `Read` and a `Write` buffer where [`Kernel::may_overwrite`] says so.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Buf {
     pub name: String,

@@ -9,6 +9,7 @@
 mod control;
 mod maps;
 mod moves;
+mod nan;
 mod sums;
 mod tensor;
 
@@ -17,6 +18,7 @@ use std::rc::Rc;
 
 use mdl_graph::{Graph, NodeId, Op, Type};
 
+pub use nan::{NanPlace, first_nan};
 pub use tensor::{Data, Tensor, offsets, strides};
 
 /// Whether floats are rounded to the types of their nodes.
@@ -72,25 +74,6 @@ pub fn eval_with(graph: &Graph, inputs: &[Tensor], rounding: Rounding) -> Result
     let inputs: Vec<Rc<Tensor>> = inputs.iter().map(|value| Rc::new(value.clone())).collect();
     let results = run(graph, &inputs, rounding)?;
     Ok(results.into_iter().map(Rc::unwrap_or_clone).collect())
-}
-
-/// The first node that makes a NaN of numbers that are none. Of a loop, the node of the loop; infinities are ordinary here.
-pub fn first_nan(graph: &Graph, inputs: &[Tensor]) -> Option<NodeId> {
-    let inputs: Vec<Rc<Tensor>> = inputs.iter().cloned().map(Rc::new).collect();
-    let live = graph.live();
-    let mut held: Vec<Option<Held>> = vec![None; graph.nodes().len()];
-    for id in graph.ids().filter(|id| live[id.idx()]) {
-        let value = step(graph, id, &inputs, &held, Rounding::Stored).ok()?;
-        let parts: &[Rc<Tensor>] = match &value {
-            Held::One(value) => std::slice::from_ref(value),
-            Held::Many(results) => results,
-        };
-        if parts.iter().any(|part| part.has_nan()) {
-            return Some(id);
-        }
-        held[id.idx()] = Some(value);
-    }
-    None
 }
 
 /// What a node holds while the graph runs: a value, or the results of a loop.

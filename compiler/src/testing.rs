@@ -7,7 +7,7 @@
 pub mod differences;
 pub mod random_graph;
 
-use mdl_graph::{DType, Graph, Type};
+use mdl_graph::{Axis, AxisSet, DType, Graph, InputId, InputKind, Name, Op, Role, Type};
 
 use crate::reference::{Data, Tensor};
 
@@ -59,4 +59,33 @@ pub fn random_tensor(ty: &Type, rng: &mut Rng) -> Tensor {
 pub fn random_inputs(graph: &Graph, seed: u64) -> Vec<Tensor> {
     let mut rng = Rng::new(seed ^ 0x5EED);
     graph.inputs().iter().map(|input| random_tensor(&input.ty, &mut rng)).collect()
+}
+
+/// The update of a vector, scaled by scalars that are needed for the last time, or written, beside it: as the scale of the loss is in
+/// `f16`. A vector longer than a tile runs in pieces, each of which reads the scalars again.
+pub fn scalars_beside(n: u64) -> Graph {
+    let mut graph = Graph::new();
+    let axes = AxisSet::of([Axis::new("i", n)]).unwrap_or_default();
+    let vector = Type::new(DType::F32, axes);
+    let weight = graph.input("weight", InputKind::Weight, vector.clone());
+    let power = graph.input("power", InputKind::State, Type::scalar(DType::F32));
+    let x = graph.input("x", InputKind::Batch, vector);
+    // Too long to be a row of the same kernel.
+    let far = Type::new(DType::F32, AxisSet::of([Axis::new("j", 20_000)]).unwrap_or_default());
+    let far = graph.input("far", InputKind::Batch, far);
+    let sum = graph.sum(far, [Name::from("j")]);
+    let (half, one) = (graph.constant(0.5, DType::F32), graph.constant(1.0, DType::F32));
+    let rate = graph.add(Op::Mul, &[sum, half]);
+    let raised = graph.add(Op::Add, &[power, one]);
+    let moved = graph.add(Op::Mul, &[x, rate]);
+    let moved = graph.add(Op::Mul, &[moved, raised]);
+    let next = graph.add(Op::Sub, &[weight, moved]);
+    for (name, role, node) in [
+        ("weight", Role::Next(InputId(0)), next),
+        ("power", Role::Next(InputId(1)), raised),
+        ("rate", Role::Value, rate),
+    ] {
+        graph.output_as(name, role, node);
+    }
+    graph
 }

@@ -20,8 +20,9 @@ mod strip {
     }
 }
 
+use mdl_compiler::kernel::Role as Part;
 use mdl_compiler::pass;
-use mdl_compiler::plan::{Plan, PlanOptions, plan};
+use mdl_compiler::plan::{Plan, PlanOptions, Step, plan};
 use mdl_compiler::reference;
 use mdl_compiler::testing::random_graph::{RandomOptions, random_graph};
 use mdl_compiler::testing::random_inputs;
@@ -111,6 +112,41 @@ fn states_are_read_before_they_are_written() {
     g.output_as("product", Role::Value, product);
     g.output_as("as it was", Role::Value, d);
     all([(1, g)].into_iter());
+}
+
+/// A loss scale in miniature: scalars that are read beside a long vector, and that are no longer needed, or are written, there. The
+/// vector runs in pieces that each read them again, so none may be overwritten; the verifier says so, and results are no witness
+/// here, because the interpreter has no pieces. `runtime/tests/random_programs.rs` runs the same in machine code.
+#[test]
+fn a_scalar_beside_a_vector_keeps_its_place() {
+    all([(1, mdl_compiler::testing::scalars_beside(5000))].into_iter());
+}
+
+#[test]
+fn a_plan_that_overwrites_what_other_points_read_is_refused() {
+    let graph = mdl_compiler::testing::scalars_beside(5000);
+    let mut plan = planned(&graph, true).unwrap();
+    // The scalar that goes out beside the vector is put where one comes in.
+    let mut spoilt = false;
+    for step in &mut plan.steps {
+        let Step::Launch { kernel, args } = step else { continue };
+        let bufs = &plan.kernels[kernel.0 as usize].bufs;
+        let (mut from, mut to) = (None, None);
+        for (at, buf) in bufs.iter().enumerate().filter(|(_, buf)| buf.len == 1) {
+            match buf.role {
+                Part::Read => from = Some(at),
+                Part::Write => to = Some(at),
+                Part::Update => {}
+            }
+        }
+        if let (true, Some(from), Some(to)) = (bufs.iter().any(|buf| buf.len == 5000), from, to) {
+            args[to] = args[from].clone();
+            spoilt = true;
+        }
+    }
+    assert!(spoilt, "{plan}");
+    let error = plan.verify().unwrap_err().to_string();
+    assert!(error.contains("read at one point and written at another"), "{error}");
 }
 
 /// Carries that trade places, and one that is read backwards, in a loop that also stacks what it is given.

@@ -193,13 +193,20 @@ pub struct TrainSpec {
     pub steps: u64,
     pub precision: Precision,
     /// The most bytes that a step may use.
-    pub memory: Option<u64>,
+    pub memory: Option<Budget>,
     pub seed: u64,
     pub evaluate: Option<Evaluate>,
     pub save: Save,
     pub sample: Option<Sample>,
     /// Ends the stage when the evaluated loss has not improved for this many evaluations.
     pub patience: Option<u64>,
+}
+
+/// `memory = 8GiB`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Budget {
+    pub bytes: u64,
+    pub span: Span,
 }
 
 /// A trained tensor. Its input in graphs is named `path`.

@@ -4,7 +4,8 @@ use mdl_lang::diag::{Code, Sources, explain, render};
 use mdl_lang::syntax::parse;
 
 /// Mistakes that no short text can show; `syntax_soup.rs` makes them.
-const NOT_IN_TEXT: [Code; 4] = [Code::E0105, Code::E0106, Code::E0117, Code::E0601];
+const NOT_IN_TEXT: [Code; 7] =
+    [Code::E0105, Code::E0106, Code::E0117, Code::E0318, Code::E0601, Code::E0602, Code::E0705];
 
 /// The fenced blocks of a page that are marked so.
 fn examples<'a>(page: &'a str, mark: &str) -> Vec<&'a str> {

@@ -53,7 +53,7 @@ fn summary(program: &Program) -> String {
                     spec.micro,
                     spec.steps,
                     spec.precision,
-                    spec.memory,
+                    spec.memory.map(|memory| memory.bytes),
                     spec.seed,
                     spec.save,
                     spec.patience

@@ -10,8 +10,8 @@
 mod format;
 
 use std::collections::BTreeMap;
-use std::fs;
-use std::io;
+use std::fs::{self, File};
+use std::io::{self, Read, Seek};
 use std::path::{Path, PathBuf};
 
 use mdl_data::Problem;
@@ -37,7 +37,7 @@ pub struct TensorView<'a> {
     pub bytes: &'a [u8],
 }
 
-/// A checkpoint in memory, its checksums verified.
+/// A checkpoint on the disk, its checksums verified. Tensors are read from its files one at a time, straight to where they go.
 #[derive(Debug)]
 pub struct Checkpoint {
     pub folder: PathBuf,
@@ -49,7 +49,7 @@ pub struct Checkpoint {
     /// The version of the tool that wrote it.
     pub tool: String,
     tensors: BTreeMap<String, Stored>,
-    files: Vec<Vec<u8>>,
+    files: Vec<(PathBuf, File)>,
 }
 
 /// Saves a checkpoint as `home/step-N`, then removes all but the newest `keep` (the new one always stays).
@@ -66,11 +66,17 @@ pub fn save(
     save_on(&Os, home, manifest, weights, states, keep).map_err(|error| {
         let n_bytes: usize = weights.iter().chain(states).map(|tensor| tensor.bytes.len()).sum();
         let mut why = error.to_string();
-        if matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded) {
+        let is_full = matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded);
+        if is_full {
             why = format!("{why}; the checkpoint needs {:.1} MiB", n_bytes as f64 / (1 << 20) as f64);
         }
-        if let Some((last, _)) = newest(home).filter(|(last, _)| *last != step) {
+        let last = newest(home).filter(|(last, _)| *last != step);
+        if let Some((last, _)) = &last {
             why = format!("{why}; the checkpoint of step {last} is whole");
+        }
+        if is_full {
+            let from = if last.is_some() { "to go on from there" } else { "to begin again" };
+            why = format!("{why}; free some space and run again {from}");
         }
         RunError::failed(format!("saving the checkpoint of step {step}"), why)
     })
@@ -146,27 +152,32 @@ fn read(folder: &Path) -> Result<Checkpoint, Problem> {
         let Some(facts) = manifest.files.get(name) else {
             return Err(damaged(&manifest_path, &format!("does not name {name}")));
         };
-        let bytes = read_file(&path)?;
-        if bytes.len() as u64 != facts.bytes {
-            let why =
-                format!("has {} bytes, and {} were written: it is cut off or not its own", bytes.len(), facts.bytes);
-            return Err(damaged(&path, &why).byte(bytes.len() as u64));
+        let unread = |error: io::Error| unreadable(&path, &error);
+        let mut file = File::open(&path).map_err(unread)?;
+        let n_bytes = file.metadata().map_err(unread)?.len();
+        if n_bytes != facts.bytes {
+            let why = format!("has {n_bytes} bytes, and {} were written: it is cut off or not its own", facts.bytes);
+            return Err(damaged(&path, &why).byte(n_bytes));
         }
-        if format::sha256(&bytes) != facts.sha256 {
+        if format::sha256_of(&mut file).map_err(unread)? != facts.sha256 {
             return Err(damaged(&path, "does not have its checksum: some of its bytes have changed"));
         }
-        format::read_index(&bytes, files.len(), &mut tensors).map_err(|why| damaged(&path, &why))?;
-        files.push(bytes);
+        format::read_index(&mut file, n_bytes, files.len(), &mut tensors).map_err(|why| damaged(&path, &why))?;
+        files.push((path, file));
     }
     let Manifest { step, seed, recipe, tool, .. } = manifest;
     Ok(Checkpoint { folder: folder.to_path_buf(), step, seed, recipe, tool, tensors, files })
 }
 
 fn read_file(path: &Path) -> Result<Vec<u8>, Problem> {
-    fs::read(path).map_err(|error| match error.kind() {
+    fs::read(path).map_err(|error| unreadable(path, &error))
+}
+
+fn unreadable(path: &Path, error: &io::Error) -> Problem {
+    match error.kind() {
         io::ErrorKind::NotFound => damaged(path, "is missing"),
-        _ => Problem { code: DAMAGED, ..Problem::reading(path, &error) },
-    })
+        _ => Problem { code: DAMAGED, ..Problem::reading(path, error) },
+    }
 }
 
 fn damaged(path: &Path, why: &str) -> Problem {
@@ -193,16 +204,14 @@ impl Checkpoint {
             let (was, wanted) = (format::shown(stored.dtype, &stored.shape), format::shown(dtype, shape));
             return Err(wrong(format!("`{name}` is {was} in the checkpoint and {wanted} in the model")));
         }
-        let bytes = &self.files[stored.file][stored.range.clone()];
-        if bytes.len() != into.len() {
-            return Err(wrong(format!(
-                "`{name}` has {} bytes in the checkpoint and {} in memory",
-                bytes.len(),
-                into.len()
-            )));
+        let n_bytes = stored.range.end - stored.range.start;
+        if n_bytes != into.len() as u64 {
+            return Err(wrong(format!("`{name}` has {n_bytes} bytes in the checkpoint and {} in memory", into.len())));
         }
-        into.copy_from_slice(bytes);
-        Ok(())
+        let (path, file) = &self.files[stored.file];
+        let mut file = file;
+        let read = file.seek(io::SeekFrom::Start(stored.range.start)).and_then(|_| file.read_exact(into));
+        read.map_err(|error| RunError::from(unreadable(path, &error)))
     }
 }
 

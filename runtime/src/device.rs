@@ -33,10 +33,44 @@ pub fn options(spec: &TrainSpec) -> Options {
     Options { precision, micro: spec.micro, ..Options::default() }
 }
 
-/// The plan of a train stage's step: what `mdlc check` reports and what a run executes.
-pub fn plan_step(spec: &TrainSpec) -> Result<Plan, StepError> {
+/// What a plan's memory depends on besides the plan.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Machine {
+    pub isa: Isa,
+    pub threads: usize,
+}
+
+impl Machine {
+    /// This one. `threads` of `None` takes one for each core that this process may use.
+    pub fn here(threads: Option<usize>) -> Machine {
+        let available = || std::thread::available_parallelism().map_or(1, usize::from);
+        Machine { isa: Isa::detect(), threads: threads.unwrap_or_else(available).max(1) }
+    }
+
+    fn workspace_bytes(self, plan: &Plan) -> u64 {
+        mdl_codegen::workspace_bytes(&plan.kernels, self.isa, self.threads)
+    }
+}
+
+/// The plan of a train stage's step: what `mdlc check` reports and what a run executes. Its report counts what launches need on
+/// this machine, and so does the stage's budget.
+pub fn plan_step(spec: &TrainSpec, machine: Machine) -> Result<Plan, StepError> {
     let planning = PlanOptions { orders: orders(spec), ..PlanOptions::default() };
-    compile(&spec.step, &options(spec), &planning, spec.memory)
+    let planned = |budget: Option<u64>| compile(&spec.step, &options(spec), &planning, budget);
+    let budget = spec.memory.as_ref().map(|memory| memory.bytes);
+    let mut plan = planned(budget)?;
+    let mut beside = machine.workspace_bytes(&plan);
+    if let Some(budget_bytes) = budget.filter(|budget| plan.report.peak_bytes + beside > *budget) {
+        // What is recomputed needs no other workspace than what is computed, or hardly another.
+        plan = planned(Some(budget_bytes.saturating_sub(beside))).map_err(|error| error.beside(beside))?;
+        beside = machine.workspace_bytes(&plan);
+        let least_bytes = plan.report.peak_bytes + beside;
+        if least_bytes > budget_bytes {
+            return Err(StepError::Memory { budget_bytes, least_bytes });
+        }
+    }
+    plan.report.add_workspace(beside);
+    Ok(plan)
 }
 
 /// The processor that stages run on.
@@ -48,14 +82,17 @@ pub struct Cpu {
 impl Cpu {
     /// `threads` of `None` takes one for each core that this process may use.
     pub fn new(threads: Option<usize>) -> Result<Cpu, RunError> {
-        let available = || std::thread::available_parallelism().map_or(1, usize::from);
-        let threads = threads.unwrap_or_else(available).max(1);
+        let Machine { isa, threads } = Machine::here(threads);
         let pool = Pool::new(threads, false)
             .map_err(|error| RunError::failed(format!("starting {threads} threads"), error.to_string()))?;
-        Ok(Cpu { pool, isa: Isa::detect() })
+        Ok(Cpu { pool, isa })
     }
 
     pub fn threads(&self) -> usize {
         self.pool.n_threads()
+    }
+
+    pub fn machine(&self) -> Machine {
+        Machine { isa: self.isa, threads: self.threads() }
     }
 }

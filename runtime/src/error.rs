@@ -5,14 +5,20 @@ use std::path::PathBuf;
 
 use mdl_data::Problem;
 
+use mdl_lang::diag::Diagnostic;
+
 use crate::device::BuildError;
 
 #[derive(Debug)]
 pub enum RunError {
     /// The data is wrong: the user's to mend.
     Data(Vec<Problem>),
+    /// The recipe asks for what cannot be: the user's to mend.
+    Recipe(Box<Diagnostic>),
     /// A failure while doing something: what, and why, with what to do next.
     Failed { doing: String, why: String },
+    /// What was asked for on the command line is not there.
+    Usage(String),
     /// The user asked to stop; what was done so far is saved here.
     Interrupted { saved: Option<PathBuf> },
 }
@@ -32,6 +38,8 @@ impl fmt::Display for RunError {
                 }
                 Ok(())
             }
+            RunError::Recipe(diagnostic) => write!(f, "[{}] {}", diagnostic.code, diagnostic.message),
+            RunError::Usage(message) => f.write_str(message),
             RunError::Failed { doing, why } => write!(f, "{doing} failed: {why}"),
             RunError::Interrupted { saved: Some(path) } => {
                 write!(f, "stopped; saved in {}, run again to go on from there", path.display())

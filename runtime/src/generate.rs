@@ -66,6 +66,11 @@ impl Generator {
         self.context
     }
 
+    /// What it takes besides the tensors.
+    pub fn own_bytes(&self, cpu: &Cpu) -> u64 {
+        self.one.own_bytes(cpu) + self.many.as_ref().map_or(0, |many| many.own_bytes(cpu))
+    }
+
     /// Makes the weights, states and caches that are not there yet.
     pub fn allocate(&self, tensors: &mut Tensors) {
         tensors.allocate(self.one.plan());

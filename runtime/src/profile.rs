@@ -12,7 +12,7 @@ use mdl_lang::spec::TrainSpec;
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use crate::device::{Executable, Tensors, copy_bytes_per_second, peak_flops, plan_step};
+use crate::device::{Executable, Tensors, copy_bytes_per_second, peak_flops};
 use crate::error::RunError;
 use crate::run::Run;
 use crate::stage::train::{initialize, orders};
@@ -95,8 +95,9 @@ impl Profile {
 /// Trains `steps` steps from fresh weights and times every launch.
 pub fn profile(run: &mut Run<'_>, name: &str, spec: &TrainSpec, steps: u64) -> Result<Profile, RunError> {
     let dataset = run.dataset_of(&spec.data)?;
+    let Some(stage) = run.program.stage(name) else { mdl_graph::bug!("there is no stage `{name}`") };
     let failed = |what: &str, why: String| RunError::failed(format!("{what} `{name}`"), why);
-    let plan = plan_step(spec).map_err(|error| failed("compiling the step of", error.to_string()))?;
+    let plan = run.plan(spec, stage)?;
     let mut step = Executable::of_plan(plan, &run.cpu)?;
     let fields = &dataset.facts.data.fields;
     let mut batcher = Arc::clone(&dataset).batcher("train", spec.batch as usize, Order::Shuffled)?;

@@ -12,13 +12,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
+use mdl_compiler::plan::Plan;
 use mdl_data::{Dataset, atomic};
-use mdl_lang::spec::{DataSpec, Program, Stage, StageKind};
+use mdl_lang::spec::{DataSpec, Program, Stage, StageKind, TrainSpec};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
-use crate::device::Cpu;
+use crate::device::{Cpu, plan_step};
 use crate::error::RunError;
 use crate::event::{Event, Observer};
 use crate::stage;
@@ -91,11 +92,16 @@ impl<'a> Run<'a> {
             self.observer.observe(Event::Unchanged { stage: stage.name.clone() });
             return Ok(());
         }
+        let began = Instant::now();
+        // What the compiler refuses is told before anything is moved or written.
+        let plan = match &stage.kind {
+            StageKind::Train(spec) => Some(self.plan(spec, stage)?),
+            StageKind::Data(_) | StageKind::Eval(_) => None,
+        };
         if let Some(record) = found.filter(|record| record.hash != hash) {
             let to = self.set_aside(&stage.name, &folder, &record)?;
             self.observer.observe(Event::Replaced { stage: stage.name.clone(), to });
         }
-        let began = Instant::now();
         self.observer.observe(Event::Started { stage: stage.name.clone(), kind: stage.kind.name() });
         make_folder(&folder)?;
         write_record(&folder, hash, false)?;
@@ -106,12 +112,22 @@ impl<'a> Run<'a> {
                 write_file(&folder.join("report.json"), &dataset.facts.to_json())?;
                 self.observer.observe(Event::Data { stage: stage.name.clone(), summary });
             }
-            StageKind::Train(spec) => stage::train::run(self, &stage.name, spec, hash)?,
+            StageKind::Train(spec) => {
+                if let Some(plan) = plan {
+                    stage::train::run(self, &stage.name, spec, hash, (plan, began))?;
+                }
+            }
             StageKind::Eval(spec) => stage::eval::run(self, &stage.name, spec)?,
         }
         write_record(&folder, hash, true)?;
         self.observer.observe(Event::Finished { stage: stage.name.clone(), took: began.elapsed() });
         Ok(())
+    }
+
+    /// The plan of a train stage's step.
+    pub fn plan(&self, spec: &TrainSpec, stage: &Stage) -> Result<Plan, RunError> {
+        plan_step(spec, self.cpu.machine())
+            .map_err(|error| RunError::Recipe(Box::new(crate::refuse::refused(spec, stage.span, &error))))
     }
 
     /// The prepared data of a data stage; read once in a run.

@@ -5,9 +5,9 @@ use mdl_compiler::pass::{Options, prepare};
 use mdl_compiler::plan::{Base, Plan, PlanOptions, plan};
 use mdl_compiler::reference::{Data, Tensor, eval_stored};
 use mdl_compiler::testing::random_graph::{RandomOptions, random_graph};
-use mdl_compiler::testing::random_inputs;
+use mdl_compiler::testing::{random_inputs, scalars_beside};
 use mdl_compiler::tolerance::{is_close, tolerance};
-use mdl_graph::{Axis, DType, Graph, Scalar, Type};
+use mdl_graph::{Axis, DType, Graph, Role, Scalar, Type};
 use mdl_runtime::device::{Cpu, Executable, Tensors};
 
 /// For each position of `to`, in its order, the position in a tensor with the axes `from`, in theirs.
@@ -72,7 +72,9 @@ fn decode(bytes: &[u8], ty: &Type, axes: &[Axis]) -> Vec<f64> {
 
 /// Every output of a plan, run natively.
 fn run(graph: &Graph, inputs: &[Tensor], plan: Plan, cpu: &Cpu) -> Vec<Vec<f64>> {
+    let own_bytes = plan.arena_bytes + mdl_codegen::workspace_bytes(&plan.kernels, cpu.isa, cpu.threads());
     let mut executable = Executable::of_plan(plan, cpu).expect("the kernels compile");
+    assert_eq!(executable.own_bytes(cpu), own_bytes, "what is told before compiling is what compiling takes");
     let mut tensors = Tensors::new();
     tensors.allocate(executable.plan());
     for (input, tensor) in graph.inputs().iter().zip(inputs) {
@@ -89,8 +91,17 @@ fn run(graph: &Graph, inputs: &[Tensor], plan: Plan, cpu: &Cpu) -> Vec<Vec<f64>>
     executable.run(&mut tensors, cpu);
     let outputs = graph.outputs().iter().map(|output| {
         let ty = graph.ty(output.node);
-        let port = executable.plan().output(output.name.as_str()).expect("planned");
-        decode(executable.output_bytes(output.name.as_str(), &tensors).expect("planned"), ty, &port.axes)
+        match output.role {
+            Role::Value => {
+                let port = executable.plan().output(output.name.as_str()).expect("planned");
+                let bytes = executable.output_bytes(output.name.as_str(), &tensors).expect("planned");
+                decode(bytes, ty, &port.axes)
+            }
+            Role::Next(input) => {
+                let kept = tensors.get(graph.inputs()[input.0 as usize].name.as_str()).expect("allocated");
+                decode(kept.data.bytes(), ty, &kept.axes)
+            }
+        }
     });
     outputs.collect()
 }
@@ -98,14 +109,18 @@ fn run(graph: &Graph, inputs: &[Tensor], plan: Plan, cpu: &Cpu) -> Vec<Vec<f64>>
 fn check(seed: u64, dtype: DType, one: &Cpu, two: &Cpu) -> Result<(), String> {
     let options = RandomOptions { dtype, gradient: seed.is_multiple_of(2), ..RandomOptions::default() };
     let graph = prepare(&random_graph(seed, options), &Options::default()).map_err(|error| error.to_string())?;
-    let inputs = random_inputs(&graph, seed);
-    let expected = eval_stored(&graph, &inputs).map_err(|error| error.to_string())?;
+    compare(&graph, &random_inputs(&graph, seed), dtype, one, two)
+}
+
+/// On one thread and on two, as the reference says.
+fn compare(graph: &Graph, inputs: &[Tensor], dtype: DType, one: &Cpu, two: &Cpu) -> Result<(), String> {
+    let expected = eval_stored(graph, inputs).map_err(|error| error.to_string())?;
     for fuse in [false, true] {
         let planning = PlanOptions { fuse, round_every_node: dtype != DType::F32, ..PlanOptions::default() };
-        let plan = plan(&graph, &planning).map_err(|error| error.to_string())?;
-        let got = run(&graph, &inputs, plan.clone(), one);
+        let plan = plan(graph, &planning).map_err(|error| error.to_string())?;
+        let got = run(graph, inputs, plan.clone(), one);
         let bits = |all: &[Vec<f64>]| -> Vec<u64> { all.iter().flatten().map(|x| x.to_bits()).collect() };
-        if bits(&got) != bits(&run(&graph, &inputs, plan, two)) {
+        if bits(&got) != bits(&run(graph, inputs, plan, two)) {
             return Err(format!("fuse {fuse}: one thread and two give different bits"));
         }
         for ((output, wanted), got) in graph.outputs().iter().zip(&expected).zip(&got) {
@@ -145,4 +160,17 @@ fn fifty_in_bf16() {
 #[test]
 fn fifty_in_f16() {
     all(450..500, DType::F16);
+}
+
+/// A tile of a vector that reads a scalar after another has written it: now and then, so often enough to be seen.
+#[test]
+fn scalars_beside_a_long_vector() {
+    let (one, two) = (Cpu::new(Some(1)).expect("a thread"), Cpu::new(Some(2)).expect("two threads"));
+    for n in [3, 1024, 1025, 8000] {
+        let graph = scalars_beside(n);
+        for round in 0..10 {
+            let inputs = random_inputs(&graph, round);
+            compare(&graph, &inputs, DType::F32, &one, &two).unwrap_or_else(|why| panic!("{n} elements: {why}"));
+        }
+    }
 }

@@ -48,6 +48,12 @@ fn killed_and_resumed_runs_end_in_the_same_bits() {
     succeed(&words(&recipe, &threads, &["--threads", "2"]));
     assert_eq!(weights(&whole), weights(&threads), "one thread and two");
 
+    // The scale of the loss is read and raised beside the weights.
+    let (one, two) = (place("one half"), place("two halves"));
+    succeed(&words(&recipe, &one, &["--precision", "f16", "--threads", "1"]));
+    succeed(&words(&recipe, &two, &["--precision", "f16", "--threads", "2"]));
+    assert_eq!(weights(&one), weights(&two), "one thread and two in f16");
+
     // Killed after a time that walks over the whole run, at twenty places.
     let began = std::time::Instant::now();
     let scratch = place("scratch");

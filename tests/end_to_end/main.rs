@@ -1,7 +1,9 @@
 //! Whole runs of `mdlc`, as a user or a script would start it.
 
 mod examples;
+mod full_disk;
 mod interrupted;
+mod memory;
 mod misuse;
 mod stages;
 mod witness;

@@ -110,12 +110,40 @@ fn widths_that_do_not_divide() {
     refused(spoilt("heads: 2", "heads: 3"), corpus(), "E0211");
 }
 
+/// What only the compiler sees is told like the rest, by `check` and by `run`, and before the stage writes anything.
+#[test]
+fn a_step_that_the_compiler_refuses() {
+    let tight = spoilt("steps     = 4", "steps     = 4\n  memory    = 10KiB");
+    let said = refused(&tight, corpus(), "E0602");
+    let words: Vec<&str> = said.split_whitespace().collect();
+    let least = words.iter().position(|word| *word == "needs").map(|at| words[at + 1]).expect("says how much it takes");
+    let folder = Folder::new();
+    folder.write("corpus.txt", corpus());
+    let path = folder.write("recipe.mdl", &tight);
+    let path = path.to_str().expect("ASCII");
+    let output = run(&["check", path, "--json"]);
+    assert_eq!(output.status.code(), Some(1));
+    let lines = String::from_utf8_lossy(&output.stdout).into_owned();
+    let told: serde_json::Value = serde_json::from_str(lines.trim()).expect("one line of JSON");
+    assert_eq!((told["code"].as_str(), told["labels"][0]["line"].as_u64()), (Some("E0602"), Some(17)), "{told}");
+    folder.write("recipe.mdl", tight.replace("10KiB", least));
+    succeed(&["run", path, "--quiet"]);
+
+    let worst = spoilt("next_token", "worst").replace("steps     = 4", "steps     = 4\n  micro     = 2");
+    let worst = worst + "fn worst(model, batch) -> f32 = max(cross_entropy[vocab](model(batch.ids), batch.next))\n";
+    refused(worst, corpus(), "E0318");
+}
+
 #[test]
 fn wrong_usage_ends_with_2() {
     for words in
         [&["run"][..], &["fly", "x.mdl"], &["run", "examples/bench.mdl", "--no-such-flag"], &["explain", "E9999"]]
     {
         assert_eq!(run(words).status.code(), Some(2), "{words:?}");
+    }
+    let write = ["generate", "examples/shakespeare.mdl", "--prompt", "a"];
+    for more in [["--top-p", "7"], ["--top-p", "0"], ["--temperature", "-1"], ["--stage", "none"], ["--threads", "0"]] {
+        assert_eq!(run(&[&write[..], &more].concat()).status.code(), Some(2), "{more:?}");
     }
 }
 
@@ -160,4 +188,6 @@ fn a_loss_that_is_no_number_names_step_and_operation() {
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     assert_eq!(output.status.code(), Some(3), "{said}");
     assert!(said.contains("NaN") && said.contains("first operation") && said.contains("step "), "{said}");
+    // Within the copies of a block: the operation, its layer, and which copy.
+    assert!(said.contains("in `blocks.attn` at `layer` = 0"), "{said}");
 }

@@ -64,7 +64,8 @@ fn agrees(name: &str, model: &str) {
     let told: serde_json::Value = serde_json::from_str(&read(&fixture.join(format!("{name}.json")))).expect("JSON");
 
     let cpu = Cpu::new(Some(2)).expect("threads");
-    let mut step = Executable::of_plan(plan_step(&spec).expect("the step is planned"), &cpu).expect("it compiles");
+    let mut step =
+        Executable::of_plan(plan_step(&spec, cpu.machine()).expect("the step is planned"), &cpu).expect("it compiles");
     let mut tensors = Tensors::new();
     tensors.allocate(step.plan());
     for weight in &spec.weights {

@@ -1,10 +1,13 @@
 //! `mdlc build RECIPE --emit=…`: what each step of the compiler makes of a recipe.
 
 use clap::ArgMatches;
+use mdl_compiler::budget::StepError;
 use mdl_compiler::pass::{PASSES, Pass, prepare_watched};
 use mdl_compiler::plan::{GroupReport, Report};
 use mdl_graph::Graph;
-use mdl_runtime::device::{options, plan_step};
+use mdl_lang::diag::Diagnostic;
+use mdl_runtime::device::{Machine, options, plan_step};
+use mdl_runtime::refuse::refused;
 
 use super::{fail, given, loaded, train_stage};
 use crate::args::Common;
@@ -23,24 +26,49 @@ pub(super) fn build(common: &Common, matches: &ArgMatches, color: bool) -> u8 {
     let emit: String = given(matches, "emit");
     let stage = matches.get_one::<String>("stage").map(String::as_str);
     let pass = matches.get_one::<String>("dump-after").map(String::as_str);
-    match text(&loaded, &emit, stage, pass, common.json) {
+    let machine = Machine::here(common.threads);
+    match text(&loaded, &emit, stage, pass, machine, common.json) {
         Ok(text) => {
             print_line(text.trim_end());
             0
         }
-        Err(message) => {
+        Err(Wrong::Plain(message)) => {
             fail(&message);
             exit::WRONG
         }
+        Err(Wrong::Refused(diagnostic)) => super::refused(&diagnostic, &loaded, common, color),
     }
 }
 
-fn text(loaded: &Loaded, emit: &str, stage: Option<&str>, pass: Option<&str>, as_json: bool) -> Result<String, String> {
+/// Why there is nothing to print.
+enum Wrong {
+    Plain(String),
+    Refused(Box<Diagnostic>),
+}
+
+impl From<String> for Wrong {
+    fn from(message: String) -> Wrong {
+        Wrong::Plain(message)
+    }
+}
+
+fn text(
+    loaded: &Loaded,
+    emit: &str,
+    stage: Option<&str>,
+    pass: Option<&str>,
+    machine: Machine,
+    as_json: bool,
+) -> Result<String, Wrong> {
+    let step = |error: StepError| match train_stage(loaded, stage) {
+        Ok((stage, spec)) => Wrong::Refused(Box::new(refused(spec, stage.span, &error))),
+        Err(message) => Wrong::Plain(message),
+    };
     if let Some(pass) = pass {
         let (_, spec) = train_stage(loaded, stage)?;
         if !PASSES.iter().any(|known| known.name == pass) {
             let names: Vec<&str> = PASSES.iter().map(|pass| pass.name).collect();
-            return Err(format!("there is no pass `{pass}`; there are {}", names.join(", ")));
+            return Err(format!("there is no pass `{pass}`; there are {}", names.join(", ")).into());
         }
         let mut dump = String::new();
         let mut watch = |done: &Pass, graph: &Graph| {
@@ -48,10 +76,10 @@ fn text(loaded: &Loaded, emit: &str, stage: Option<&str>, pass: Option<&str>, as
                 dump = graph.to_string();
             }
         };
-        prepare_watched(&spec.step, &options(spec), &mut watch).map_err(|error| error.to_string())?;
+        prepare_watched(&spec.step, &options(spec), &mut watch).map_err(|error| step(error.into()))?;
         return Ok(dump);
     }
-    let json = |error: serde_json::Error| error.to_string();
+    let json = |error: serde_json::Error| Wrong::Plain(error.to_string());
     match emit {
         "ast" => {
             let source = loaded.sources.get(loaded.main).map_or("", |source| source.text.as_str());
@@ -62,7 +90,7 @@ fn text(loaded: &Loaded, emit: &str, stage: Option<&str>, pass: Option<&str>, as
         "graph" if as_json => serde_json::to_string(&train_stage(loaded, stage)?.1.step).map_err(json),
         "graph" => Ok(train_stage(loaded, stage)?.1.step.to_string()),
         _ => {
-            let plan = plan_step(train_stage(loaded, stage)?.1).map_err(|error| error.to_string())?;
+            let plan = plan_step(train_stage(loaded, stage)?.1, machine).map_err(step)?;
             match emit {
                 "fused" if as_json => serde_json::to_string(&plan.report.groups).map_err(json),
                 "kernels" if as_json => serde_json::to_string(&plan.kernels).map_err(json),

@@ -3,12 +3,12 @@
 use indicatif::HumanBytes;
 use mdl_compiler::plan::Plan;
 use mdl_lang::spec::{StageKind, TrainSpec};
-use mdl_runtime::device::plan_step;
+use mdl_runtime::device::{Machine, plan_step};
+use mdl_runtime::refuse;
 use serde_json::{Value, json};
 
-use super::{fail, loaded};
+use super::{loaded, refused};
 use crate::args::Common;
-use crate::exit;
 use crate::progress::print_line;
 
 pub(super) fn check(common: &Common, color: bool) -> u8 {
@@ -16,6 +16,7 @@ pub(super) fn check(common: &Common, color: bool) -> u8 {
         Ok(loaded) => loaded,
         Err(code) => return code,
     };
+    let mut code = 0;
     for stage in &loaded.program.stages {
         let StageKind::Train(spec) = &stage.kind else {
             if !common.json && !common.quiet {
@@ -23,17 +24,15 @@ pub(super) fn check(common: &Common, color: bool) -> u8 {
             }
             continue;
         };
-        match plan_step(spec) {
+        match plan_step(spec, Machine::here(common.threads)) {
             Ok(plan) if common.json => print_line(&as_json(&stage.name, spec, &plan).to_string()),
             Ok(plan) if !common.quiet => print_line(&as_text(&stage.name, spec, &plan)),
             Ok(_) => {}
-            Err(error) => {
-                fail(&format!("train {}: {error}", stage.name));
-                return exit::WRONG;
-            }
+            // The others are checked all the same.
+            Err(error) => code = refused(&refuse::refused(spec, stage.span, &error), &loaded, common, color),
         }
     }
-    0
+    code
 }
 
 /// Tokens of a batch; rows where there are no tokens.

@@ -21,7 +21,7 @@ pub(super) fn generate(common: &Common, matches: &ArgMatches, color: bool) -> u8
     };
     match write(common, matches, &loaded) {
         Ok(()) => 0,
-        Err(error) => failed(&error),
+        Err(error) => failed(&error, &loaded, common, color),
     }
 }
 
@@ -48,6 +48,9 @@ fn write(common: &Common, matches: &ArgMatches, loaded: &Loaded) -> Result<(), R
         return Err(RunError::failed(format!("writing text with `{stage}`"), why));
     };
     let prompt = tokenizer.encode(&given::<String>(matches, "prompt"))?;
+    if prompt.is_empty() {
+        return Err(RunError::Usage("the prompt is empty; the model needs a token to begin with".to_string()));
+    }
     let cpu = Cpu::new(common.threads)?;
     let mut generator = Generator::new(forward, &train::orders(spec), &cpu)?;
     let mut tensors = Tensors::new();
@@ -82,6 +85,6 @@ fn trained<'a>(loaded: &'a Loaded, name: Option<&str>) -> Result<(&'a str, &'a T
             Some(name) => format!("the recipe has no train stage `{name}`"),
             None => "the recipe has no train stage".to_string(),
         };
-        RunError::failed("finding the trained stage", why)
+        RunError::Usage(why)
     })
 }

@@ -22,7 +22,7 @@ pub(super) fn run(common: &Common, matches: &ArgMatches, color: bool) -> u8 {
         Ok(loaded) => loaded,
         Err(code) => return code,
     };
-    let (name, spec) = match train_stage(&loaded, matches.get_one::<String>("stage").map(String::as_str)) {
+    let (stage, spec) = match train_stage(&loaded, matches.get_one::<String>("stage").map(String::as_str)) {
         Ok(stage) => stage,
         Err(message) => {
             fail(&message);
@@ -31,15 +31,15 @@ pub(super) fn run(common: &Common, matches: &ArgMatches, color: bool) -> u8 {
     };
     let cpu = match Cpu::new(common.threads) {
         Ok(cpu) => cpu,
-        Err(error) => return failed(&error),
+        Err(error) => return failed(&error, &loaded, common, color),
     };
     let stop = AtomicBool::new(false);
     let mut ignore = |_| {};
     let mut run = Run::new(&loaded.program, common.base(), common.out(), cpu, &stop, &mut ignore);
     run.seed = common.seed;
-    let profile = match profile(&mut run, name, spec, given(matches, "measure")) {
+    let profile = match profile(&mut run, &stage.name, spec, given(matches, "measure")) {
         Ok(profile) => profile,
-        Err(error) => return failed(&error),
+        Err(error) => return failed(&error, &loaded, common, color),
     };
     if common.json {
         print_json(&profile);
@@ -50,7 +50,7 @@ pub(super) fn run(common: &Common, matches: &ArgMatches, color: bool) -> u8 {
         None => 0,
         Some(path) => match write_file(path, &profile.trace().to_string()) {
             Ok(()) => 0,
-            Err(error) => failed(&error),
+            Err(error) => failed(&error, &loaded, common, color),
         },
     }
 }

@@ -55,6 +55,6 @@ pub(super) fn run(common: &Common, color: bool) -> u8 {
             progress.finish(&common.out());
             0
         }
-        Err(error) => failed(&error),
+        Err(error) => failed(&error, &loaded, common, color),
     }
 }

@@ -52,7 +52,7 @@ impl fmt::Display for Category {
 pub struct Report {
     /// Bytes at the moment of the peak, in the order of [`Category::ALL`]. Their sum is `peak_bytes`.
     pub bytes: Vec<(Category, u64)>,
-    /// Arena and states together.
+    /// Arena and states together; with [`Report::add_workspace`] that, too.
     pub peak_bytes: u64,
     /// No placement of these steps in this order can need less: states, and the most bytes live at once.
     pub bound_bytes: u64,
@@ -84,6 +84,15 @@ pub struct GroupReport {
 }
 
 impl Report {
+    /// Counts memory that launches need beside the plan's buffers, which depends on the machine.
+    pub fn add_workspace(&mut self, more_bytes: u64) {
+        for (_, bytes) in self.bytes.iter_mut().filter(|(category, _)| *category == Category::Workspace) {
+            *bytes += more_bytes;
+        }
+        self.peak_bytes += more_bytes;
+        self.bound_bytes += more_bytes;
+    }
+
     /// The groups as a table, one line each: how often it runs, its iteration space, what it does, and the bytes that one run
     /// moves, before fusion and after.
     pub fn table(&self) -> String {

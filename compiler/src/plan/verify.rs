@@ -7,7 +7,7 @@ use std::fmt;
 use mdl_graph::InputKind;
 
 use super::{ALIGN_BYTES, Arg, Base, KernelId, Place, Plan, SlotId, Step};
-use crate::kernel::{Buf, Role};
+use crate::kernel::{Buf, BufId, Role};
 
 /// A broken invariant, in words.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -152,9 +152,10 @@ impl Check<'_> {
                 self.write(arg, bytes(buf), &|| what(buf))?;
             }
         }
-        // Memory that is written and given twice must be the very same, as elementwise kernels in place have it.
+        // Memory that is written and given twice must be the very same, as elementwise kernels in place have it, and nothing in it
+        // may be of use to two points of the grid.
         for (i, (buf, arg)) in kernel.bufs.iter().zip(args).enumerate() {
-            for (other, other_arg) in kernel.bufs.iter().zip(args).skip(i + 1) {
+            for (j, (other, other_arg)) in kernel.bufs.iter().zip(args).enumerate().skip(i + 1) {
                 if buf.role == Role::Read && other.role == Role::Read {
                     continue;
                 }
@@ -166,6 +167,12 @@ impl Check<'_> {
                     || other.len == 0;
                 let same = a == b && bytes(buf) == bytes(other) && (buf.role == Role::Read || other.role == Role::Read);
                 ensure!(apart || same, "{}: overlaps {}", what(buf), other.name);
+                if !apart {
+                    let (read, write) = if buf.role == Role::Read { (i, j) } else { (j, i) };
+                    let (from, to) = (BufId(read as u32), BufId(write as u32));
+                    let is_safe = kernel.may_overwrite(from, to) && kernel.reads_first(from, to);
+                    ensure!(is_safe, "{}: is read at one point and written at another, {}", what(buf), other.name);
+                }
             }
         }
         Ok(())

@@ -9,6 +9,16 @@ use super::{Rounding, run};
 
 /// The results of a loop: its last carries, then what it stacked.
 pub(super) fn run_loop(op: &Op, args: &[&Rc<Tensor>], rounding: Rounding) -> Result<Vec<Rc<Tensor>>, String> {
+    run_loop_watched(op, args, rounding, &mut |_, _| true)
+}
+
+/// The same; before each pass `watch` sees its position and the inputs of the body. When it gives false the loop ends with an error.
+pub(super) fn run_loop_watched(
+    op: &Op,
+    args: &[&Rc<Tensor>],
+    rounding: Rounding,
+    watch: &mut dyn FnMut(u64, &[Rc<Tensor>]) -> bool,
+) -> Result<Vec<Rc<Tensor>>, String> {
     let Op::Loop(inner) = op else { return Err(format!("`{}` is no loop", op.name())) };
     let types: Vec<&Type> = args.iter().map(|arg| &arg.ty).collect();
     let results = infer_results(op, &types).map_err(|error| error.0)?;
@@ -22,6 +32,9 @@ pub(super) fn run_loop(op: &Op, args: &[&Rc<Tensor>], rounding: Rounding) -> Res
         let mut inputs = carried.clone();
         inputs.extend(scans.iter().map(|arg| Rc::new(position(arg, &inner.axis, at))));
         inputs.extend(free.iter().map(|arg| Rc::clone(arg)));
+        if !watch(at, &inputs) {
+            return Err(format!("stopped before pass {i}"));
+        }
         let mut outputs =
             run(&inner.body, &inputs, rounding).map_err(|error| format!("in pass {i} of the loop, {error}"))?;
         let done = if inner.until { outputs.pop() } else { None };

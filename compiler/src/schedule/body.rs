@@ -407,8 +407,7 @@ impl Emit<'_, '_, '_> {
         homes: &[Option<Home>],
         reused: &BTreeSet<usize>,
     ) -> Option<usize> {
-        let (body, operands) = statements(&lowered.kernel.work)?;
-        let stored = stores(body, BufId(at as u32))?;
+        let to = BufId(at as u32);
         (0..lowered.touches.len()).find(|from| {
             let touch = lowered.touches[*from];
             let Some(home) = &homes[*from] else { return false };
@@ -421,8 +420,7 @@ impl Emit<'_, '_, '_> {
                 && self.homes.get(&touch.node).is_some_and(|all| all.len() == 1)
                 && (old.dtype, old.len) == (new.dtype, new.len)
                 && old.len == layout.count()
-                && !operands.contains(&Some(BufId(*from as u32)))
-                && loads(body, BufId(*from as u32)).is_some_and(|loaded| loaded == stored)
+                && lowered.kernel.may_overwrite(BufId(*from as u32), to)
         })
     }
 
@@ -609,38 +607,6 @@ impl Emit<'_, '_, '_> {
         self.copy(&from, &to, ty.dtype);
         to
     }
-}
-
-/// The statements of a kernel that has some, and the buffers that it reads beside them.
-fn statements(work: &Work) -> Option<(&[Stmt], [Option<BufId>; 2])> {
-    match work {
-        Work::Nest(nest) => Some((&nest.body, [None, None])),
-        Work::Contract(contract) => Some((&contract.body, [Some(contract.a.buf), Some(contract.b.buf)])),
-        Work::Scatter(_) | Work::Prefix(_) | Work::Top(_) => None,
-    }
-}
-
-/// The one access by which a kernel loads a buffer, if there is one and nothing guards it.
-fn loads(body: &[Stmt], from: BufId) -> Option<&Access> {
-    let all = body.iter().filter_map(|stmt| match stmt {
-        Stmt::Load { buf, access, .. } if *buf == from => Some(access),
-        _ => None,
-    });
-    one(all)
-}
-
-/// The one access by which a kernel stores a buffer.
-fn stores(body: &[Stmt], to: BufId) -> Option<&Access> {
-    let all = body.iter().filter_map(|stmt| match stmt {
-        Stmt::Store { buf, access, .. } | Stmt::Exit { buf, access, .. } if *buf == to => Some((stmt, access)),
-        _ => None,
-    });
-    one(all.map(|(stmt, access)| if matches!(stmt, Stmt::Exit { .. }) { None } else { Some(access) })).flatten()
-}
-
-fn one<T>(mut all: impl Iterator<Item = T>) -> Option<T> {
-    let first = all.next()?;
-    all.next().is_none().then_some(first)
 }
 
 /// Memory that is read and written by one kernel is written when everything has been read.

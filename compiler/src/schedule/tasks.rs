@@ -10,7 +10,7 @@ use mdl_graph::{Name, NodeId, Op};
 
 use super::Home;
 use super::body::Want;
-use crate::fuse::{Body, Fusion, Group};
+use crate::fuse::{Body, Fusion, Group, Kind, Shape};
 use crate::plan::SlotId;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -156,19 +156,41 @@ fn is_place_of(body: &Body<'_>, id: NodeId, inputs: &[Home], home: &Home) -> boo
     matches!(body.graph.op(id), Op::Input(input) if inputs[input.0 as usize] == *home)
 }
 
-/// Whether the group reads `input` only where it writes `root`, which the output calls `named`.
+/// Whether the group reads `input` only where it writes `root`, which the output calls `named`, and at no other point: a scalar
+/// beside a vector is read again for each piece of the vector.
 fn reads_in_place(body: &Body<'_>, group: &Group, input: NodeId, root: NodeId, named: NodeId) -> bool {
     let (_, names) = body.renamed(named);
+    let is_read = group.members.keys().any(|id| body.reads[id.idx()].iter().any(|read| read.root == input));
+    if is_read && !differs_everywhere(body, group, root) {
+        return false;
+    }
     let written =
         |axis: &Name| names.iter().find(|(_, here)| here == axis).and_then(|(there, _)| group.dim(root, there));
     group.members.keys().all(|id| {
         body.reads[id.idx()].iter().filter(|read| read.root == input).all(|read| {
             let Some(link) = &read.link else { return false };
             !group.exits.contains(&root)
+                && body.kind(*id) != Kind::Contract
                 && link.iter().all(|(there, here)| {
                     let read = group.dim(*id, here);
                     read.is_some() && read == written(there)
                 })
         })
     })
+}
+
+/// Whether a value of the group has one element for each point that a kernel may run by itself.
+fn differs_everywhere(body: &Body<'_>, group: &Group, root: NodeId) -> bool {
+    let product = match group.shape {
+        Shape::Contract(id) => group.reduced(body, id),
+        Shape::Nest | Shape::Alone(_) => BTreeSet::new(),
+    };
+    let axes = &body.graph.ty(root).axes;
+    let own: BTreeSet<usize> = axes.names().filter_map(|axis| group.dim(root, axis)).collect();
+    // A row that is folded is one point, however long.
+    let folds = |id: NodeId| matches!(body.kind(id), Kind::Reduce | Kind::Product) && !group.exits.contains(&id);
+    let folded: BTreeSet<usize> =
+        group.members.keys().filter(|id| folds(**id)).flat_map(|id| group.reduced(body, *id)).collect();
+    (0..group.dims.len())
+        .all(|dim| group.dims[dim].1 <= 1 || own.contains(&dim) || folded.contains(&dim) || product.contains(&dim))
 }

@@ -94,6 +94,7 @@ codes! {
     E0315: "a metric that does not exist or is no number";
     E0316: "a block without a name";
     E0317: "a model that cannot be trained";
+    E0318: "a step that cannot be cut into pieces";
     E0401: "an import that cannot be found";
     E0402: "a file imports itself";
     E0403: "a file of values that cannot be read";
@@ -115,10 +116,12 @@ codes! {
     E0512: "data whose fields do not go together";
     E0513: "prepared data that cannot be written";
     E0601: "a checkpoint that is damaged or of another model";
+    E0602: "a step that needs more memory than it may use";
     E0701: "a kind of block that this version does not have";
     E0702: "a field that this version does not have";
     E0703: "a function of a field that this version does not have";
     E0704: "a use of a feature that this version does not have";
+    E0705: "a computation that this version cannot compile";
 }
 
 /// The page of a code such as `E0204` (in any case), if there is one.

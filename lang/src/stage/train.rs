@@ -6,15 +6,15 @@ use mdl_graph::Name;
 
 use crate::check::Value;
 use crate::diag::{Code, Diagnostic};
-use crate::spec::{DataFacts, Evaluate, Form, Precision, Read, Sample, Save, TrainSpec};
+use crate::spec::{Budget, DataFacts, Evaluate, Form, Precision, Read, Sample, Save, TrainSpec};
 use crate::syntax::ast::{Expr, Span};
 
-use super::Block;
 use super::context::{Context, TrainEntry, Trained};
 use super::fields::{Fields, match_fields};
 use super::parts::OBJECTIVE;
 use super::read::{self, Compute, Count};
 use super::schema::{FieldRow, MANY, Need, Takes};
+use super::{Block, graph_span};
 
 /// The part of the data that training learns from.
 const PART: &str = "train";
@@ -30,7 +30,7 @@ struct Numbers {
     seed: u64,
     precision: Precision,
     clip: Option<f64>,
-    memory: Option<u64>,
+    memory: Option<Budget>,
     evaluate: Option<(u64, String)>,
     save: Save,
     sample: Option<Sample>,
@@ -245,7 +245,9 @@ impl Context<'_> {
             None => Some(Precision::F32),
         };
         let clip = optional(fields, "clip", |row, expr| read::number(self, row, expr));
-        let memory = optional(fields, "memory", |row, expr| read::bytes(self, row, expr));
+        let memory = optional(fields, "memory", |row, expr| {
+            Some(Budget { bytes: read::bytes(self, row, expr)?, span: graph_span(expr.span) })
+        });
         let evaluate = optional(fields, "evaluate", |row, expr| self.every_evaluate(row, expr, data));
         let save = optional(fields, "save", |row, expr| self.every_save(row, expr));
         let sample = optional(fields, "sample", |row, expr| self.every_sample(row, expr));

@@ -1,12 +1,14 @@
 //! The files of a checkpoint: safetensors, written as a stream (the crate would build the whole file in memory first)
-//! and read through the `safetensors` crate, and the manifest.
+//! and read a tensor at a time behind the header, and the manifest.
 
 use std::collections::BTreeMap;
-use std::io::{self, Write};
+use std::fs::File;
+use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::ops::Range;
 
 use mdl_graph::DType;
-use safetensors::{Dtype, SafeTensors};
+use safetensors::Dtype;
+use safetensors::tensor::Metadata;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
@@ -19,7 +21,8 @@ pub(super) struct Stored {
     pub(super) file: usize,
     pub(super) dtype: DType,
     pub(super) shape: Vec<u64>,
-    pub(super) range: Range<usize>,
+    /// Of the file's bytes.
+    pub(super) range: Range<u64>,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -135,22 +138,57 @@ pub(super) fn write_tensors(to: &mut dyn Write, tensors: &[TensorView<'_>]) -> i
     Ok(FileFacts { bytes: to.n_bytes, sha256: hex(to.sha.finalize().as_slice()) })
 }
 
-/// Adds what a file holds to an index of tensors.
-pub(super) fn read_index(bytes: &[u8], file: usize, index: &mut BTreeMap<String, Stored>) -> Result<(), String> {
-    let cannot = |error: safetensors::SafeTensorError| format!("is not a safetensors file: {error}");
-    let (n_header, _) = SafeTensors::read_metadata(bytes).map_err(cannot)?;
-    let tensors = SafeTensors::deserialize(bytes).map_err(cannot)?;
-    let data = &bytes[8 + n_header..];
-    for (name, view) in tensors.iter() {
-        let known = DType::ALL.into_iter().find(|&dtype| to_file(dtype) == view.dtype());
-        let Some(dtype) = known else { return Err(format!("holds `{name}` as {}, which is not known", view.dtype())) };
-        // Both slices are of `bytes`, so their distance is the place of the tensor.
-        let start = 8 + n_header + (view.data().as_ptr().addr() - data.as_ptr().addr());
-        let shape = view.shape().iter().map(|&size| size as u64).collect();
-        let stored = Stored { file, dtype, shape, range: start..start + view.data().len() };
-        if index.insert(name.to_string(), stored).is_some() {
+/// The checksum of a whole file, a piece at a time.
+pub(super) fn sha256_of(file: &mut File) -> io::Result<String> {
+    let mut sha = Sha256::new();
+    let mut piece = vec![0; 1 << 18];
+    loop {
+        match file.read(&mut piece) {
+            Ok(0) => return Ok(hex(sha.finalize().as_slice())),
+            Ok(n) => sha.update(&piece[..n]),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+/// Adds what a file of so many bytes holds to an index of tensors. Only its header is read.
+pub(super) fn read_index(
+    file: &mut File,
+    n_bytes: u64,
+    number: usize,
+    index: &mut BTreeMap<String, Stored>,
+) -> Result<(), String> {
+    let cannot = |why: String| format!("is not a safetensors file: {why}");
+    let mut n_header = [0; 8];
+    let mut read = |at: u64, to: &mut [u8]| {
+        let read = file.seek(SeekFrom::Start(at)).and_then(|_| file.read_exact(to));
+        read.map_err(|error| cannot(error.to_string()))
+    };
+    read(0, &mut n_header)?;
+    let n_header = u64::from_le_bytes(n_header);
+    if n_header > n_bytes.saturating_sub(8) {
+        return Err(cannot(format!("its header of {n_header} bytes does not fit")));
+    }
+    let mut header = vec![0; n_header as usize];
+    read(8, &mut header)?;
+    // Reading it checks that tensors lie one after another and have the bytes of their shapes.
+    let header: Metadata = serde_json::from_slice(&header).map_err(|error| cannot(error.to_string()))?;
+    let data = 8 + n_header;
+    let mut end = data;
+    for (name, info) in header.tensors().into_iter().collect::<BTreeMap<_, _>>() {
+        let known = DType::ALL.into_iter().find(|&dtype| to_file(dtype) == info.dtype);
+        let Some(dtype) = known else { return Err(format!("holds `{name}` as {}, which is not known", info.dtype)) };
+        let shape = info.shape.iter().map(|&size| size as u64).collect();
+        let range = data + info.data_offsets.0 as u64..data + info.data_offsets.1 as u64;
+        end = end.max(range.end);
+        let stored = Stored { file: number, dtype, shape, range };
+        if index.insert(name.clone(), stored).is_some() {
             return Err(format!("holds `{name}`, which another file holds too"));
         }
+    }
+    if end != n_bytes {
+        return Err(cannot(format!("its tensors end at byte {end} of {n_bytes}")));
     }
     Ok(())
 }

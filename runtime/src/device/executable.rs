@@ -86,6 +86,25 @@ impl Executable {
         &self.plan
     }
 
+    /// What it takes besides the tensors.
+    pub fn own_bytes(&self, cpu: &Cpu) -> u64 {
+        self.arena.len() as u64 + self.module.workspace_bytes(cpu.threads())
+    }
+
+    /// Shares its arena with another that never runs at the same time, from one [`Executable::lend`] to the next. The arena is as
+    /// large as the larger of the two asks.
+    pub fn share(&mut self, other: &mut Executable) {
+        if self.arena.len() < other.arena.len() {
+            self.arena = Block::zeroed(other.arena.len() as u64);
+        }
+        other.arena = Block::zeroed(0);
+    }
+
+    /// Gives the shared arena to the other, or takes it back. What was in it is lost, as between two runs.
+    pub fn lend(&mut self, other: &mut Executable) {
+        std::mem::swap(&mut self.arena, &mut other.arena);
+    }
+
     /// Runs the plan once. All of its weights and states must be in `tensors`; see [`Tensors::allocate`].
     pub fn run(&mut self, tensors: &mut Tensors, cpu: &Cpu) {
         self.walk(tensors, cpu, |launches, walker, plan| {
@@ -109,7 +128,7 @@ impl Executable {
             module: &self.module,
             workspace: &self.workspace,
             cpu,
-            arena: self.arena.base(),
+            arena: arena_base(&mut self.arena, &self.plan),
             states: &self.states,
             bufs: &mut self.bufs,
         };
@@ -211,7 +230,7 @@ impl Executable {
 
     /// Writes the batch of a step straight into the inputs.
     pub fn fill(&mut self, batcher: &Batcher, fields: &[Field], step: u64) -> Filled {
-        let base = self.arena.base();
+        let base = arena_base(&mut self.arena, &self.plan);
         let mut slices: SmallVec<[FieldSlice<'_>; 8]> = SmallVec::new();
         for field in fields {
             let Some(port) = self.plan.input(&field.name) else {
@@ -244,6 +263,14 @@ impl Executable {
         }
         (slot.offset as usize, port.count() as usize)
     }
+}
+
+/// Kernels and batches are written by address, so the arena must be there: it may be lent.
+fn arena_base(arena: &mut Block, plan: &Plan) -> *mut u8 {
+    if (arena.len() as u64) < plan.arena_bytes {
+        mdl_graph::bug!("a plan of {} bytes runs in an arena of {}", plan.arena_bytes, arena.len());
+    }
+    arena.base()
 }
 
 /// One run: addresses, and where launches go.

@@ -53,6 +53,10 @@ impl Tensors {
         self.by_name.iter()
     }
 
+    pub fn bytes(&self) -> u64 {
+        self.by_name.values().map(|tensor| tensor.data.len() as u64).sum()
+    }
+
     pub fn remove(&mut self, name: &str) -> Option<Tensor> {
         self.by_name.remove(&Name::from(name))
     }

@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use mdl_compiler::plan::Plan;
 use mdl_data::{Batcher, Dataset, Order};
 use mdl_graph::Graph;
 use mdl_lang::spec::{EvalSpec, Finish, Metric, StageKind};
@@ -63,8 +62,9 @@ impl Evaluation {
         Ok(Means { values: self.names.iter().cloned().zip(means).collect(), count })
     }
 
-    pub fn plan(&self) -> &Plan {
-        self.executable.plan()
+    /// What runs, for whoever lends it an arena.
+    pub fn executable(&mut self) -> &mut Executable {
+        &mut self.executable
     }
 
     pub fn part(&self) -> &str {

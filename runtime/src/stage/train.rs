@@ -9,12 +9,13 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Instant;
 
-use mdl_data::{Batcher, Dataset, Order};
+use mdl_compiler::plan::Plan;
+use mdl_data::{Batcher, Dataset, Filled, Order};
 use mdl_graph::{InputKind, Name};
-use mdl_lang::spec::{Precision, Read, Sample, TrainSpec};
+use mdl_lang::spec::{Read, Sample, TrainSpec};
 
 use crate::checkpoint::{self, Checkpoint, TensorView};
-use crate::device::{Cpu, Executable, Tensor, Tensors, plan_step};
+use crate::device::{Executable, Tensor, Tensors};
 use crate::error::RunError;
 use crate::event::{Event, Step};
 use crate::generate::{Choice, Generator};
@@ -61,16 +62,16 @@ pub fn load_reads(run: &Run<'_>, reads: &[Read], tensors: &mut Tensors) -> Resul
     Ok(())
 }
 
-/// Trains, from the last checkpoint if there is one of the same recipe.
-pub fn run(run: &mut Run<'_>, name: &str, spec: &TrainSpec, hash: &str) -> Result<(), RunError> {
+/// Trains, from the last checkpoint if there is one of the same recipe. `plan` is that of the step; `began`, when it was begun.
+pub fn run(
+    run: &mut Run<'_>,
+    name: &str,
+    spec: &TrainSpec,
+    hash: &str,
+    (plan, began): (Plan, Instant),
+) -> Result<(), RunError> {
     let dataset = run.dataset_of(&spec.data)?;
-    if spec.precision == Precision::F16 && run.cpu.threads() > 1 {
-        // On several threads the update of f16 is not the same from run to run yet, and a run is to be its own witness.
-        run.observer
-            .observe(Event::Warned("f16 trains on one thread, so that its bits are the same in every run".into()));
-        run.cpu = Cpu::new(Some(1))?;
-    }
-    let mut training = Training::new(run, name, spec, hash, dataset)?;
+    let mut training = Training::new(run, name, spec, hash, dataset, (plan, began))?;
     training.start(run)?;
     training.go_on(run)
 }
@@ -88,6 +89,8 @@ struct Training<'a> {
     evaluation: Option<Evaluation>,
     generator: Option<(Generator, &'a Sample)>,
     metrics: Vec<String>,
+    /// Of all that the stage's memory is planned for: steps, evaluations, samples.
+    peak_bytes: u64,
     log: Log,
     /// Steps done.
     done: u64,
@@ -103,15 +106,13 @@ impl<'a> Training<'a> {
         spec: &'a TrainSpec,
         hash: &'a str,
         dataset: Arc<Dataset>,
+        (plan, began): (Plan, Instant),
     ) -> Result<Training<'a>, RunError> {
-        let began = Instant::now();
         let orders = orders(spec);
-        let plan = plan_step(spec)
-            .map_err(|error| RunError::failed(format!("compiling the step of `{name}`"), error.to_string()))?;
-        let step = Executable::of_plan(plan, &run.cpu)?;
+        let mut step = Executable::of_plan(plan, &run.cpu)?;
         let mut batcher = dataset.batcher("train", spec.batch as usize, Order::Shuffled)?;
         step.lay_out(&mut batcher, &dataset.facts.data.fields);
-        let evaluation = match &spec.evaluate {
+        let mut evaluation = match &spec.evaluate {
             Some(evaluate) => {
                 Some(Evaluation::new(run, &evaluate.graph, Arc::clone(&dataset), &evaluate.part, spec.batch, &orders)?)
             }
@@ -123,14 +124,23 @@ impl<'a> Training<'a> {
         };
         let mut tensors = Tensors::new();
         tensors.allocate(step.plan());
+        if let Some(evaluation) = &mut evaluation {
+            step.share(evaluation.executable());
+            tensors.allocate(evaluation.executable().plan());
+        }
+        if let Some((generator, _)) = &generator {
+            generator.allocate(&mut tensors);
+        }
+        let beside = evaluation.as_mut().map_or(0, |evaluation| evaluation.executable().own_bytes(&run.cpu))
+            + generator.as_ref().map_or(0, |(generator, _)| generator.own_bytes(&run.cpu));
+        let peak_bytes = tensors.bytes() + step.own_bytes(&run.cpu) + beside;
         let known = ["loss", "lr", "grad_norm"];
         let outputs = step.plan().io.outputs.iter().map(|port| port.name.to_string());
         let metrics = outputs.filter(|output| !known.contains(&output.as_str())).collect();
-        let report = &step.plan().report;
         run.observer.observe(Event::Compiled {
             stage: name.to_string(),
-            parameters: report.parameters,
-            peak_bytes: report.peak_bytes,
+            parameters: step.plan().report.parameters,
+            peak_bytes,
             took: began.elapsed(),
         });
         Ok(Training {
@@ -147,6 +157,7 @@ impl<'a> Training<'a> {
             evaluation,
             generator,
             metrics,
+            peak_bytes,
             done: 0,
             saved: None,
             evaluations: Evaluations::default(),
@@ -159,30 +170,38 @@ impl<'a> Training<'a> {
 
     /// The weights and states to begin with: of the last checkpoint, or fresh ones; and what other stages give.
     fn start(&mut self, run: &mut Run<'_>) -> Result<(), RunError> {
-        if let Some(evaluation) = &self.evaluation {
-            self.tensors.allocate(evaluation.plan());
-        }
         load_reads(run, &self.spec.reads, &mut self.tensors)?;
         let found = checkpoint::latest(&self.checkpoints(run))?;
-        match found.filter(|found| found.recipe == self.hash) {
-            Some(found) => {
-                load_weights(&found, self.spec, &mut self.tensors)?;
-                for name in kept_states(self.spec, &self.step) {
-                    if let Some(tensor) = self.tensors.get_mut(name.as_str()) {
-                        read_into(&found, name.as_str(), tensor)?;
-                    }
-                }
-                self.done = found.step;
-                self.saved = Some(found.step);
-                self.evaluations = self.log.resume(found.step)?;
-                run.observer.observe(Event::Resumed { stage: self.name.clone(), step: self.done });
-            }
-            None => {
-                self.log.resume(0)?;
-                initialize(self.spec, self.seed, &self.orders, &mut self.tensors, run)?;
-            }
+        self.done = self.begin(found.as_ref(), run)?;
+        self.evaluations = self.log.resume(self.done)?;
+        if let Some(found) = found.filter(|found| found.recipe == self.hash) {
+            self.saved = Some(found.step);
+            run.observer.observe(Event::Resumed { stage: self.name.clone(), step: self.done });
         }
         Ok(())
+    }
+
+    /// Writes all that outlives a step, as a checkpoint of this recipe has it or, over zeros, afresh. Gives the steps done.
+    fn begin(&mut self, found: Option<&Checkpoint>, run: &Run<'_>) -> Result<u64, RunError> {
+        let Some(found) = found.filter(|found| found.recipe == self.hash) else {
+            initialize(self.spec, self.seed, &self.orders, &mut self.tensors, run)?;
+            return Ok(0);
+        };
+        load_weights(found, self.spec, &mut self.tensors)?;
+        for name in kept_states(self.spec, &self.step) {
+            if let Some(tensor) = self.tensors.get_mut(name.as_str()) {
+                read_into(found, name.as_str(), tensor)?;
+            }
+        }
+        Ok(found.step)
+    }
+
+    /// Writes what comes in with a step, after `done` of them.
+    fn fill(&mut self, done: u64) -> Filled {
+        let filled = self.step.fill(&self.batcher, &self.dataset.facts.data.fields, done);
+        self.step.set_scalar("seed", self.seed as i32);
+        self.step.set_scalar("step", done as i32);
+        filled
     }
 
     fn go_on(&mut self, run: &mut Run<'_>) -> Result<(), RunError> {
@@ -206,9 +225,7 @@ impl<'a> Training<'a> {
 
     fn one_step(&mut self, run: &mut Run<'_>) -> Result<(), RunError> {
         let began = Instant::now();
-        let filled = self.step.fill(&self.batcher, &self.dataset.facts.data.fields, self.done);
-        self.step.set_scalar("seed", self.seed as i32);
-        self.step.set_scalar("step", self.done as i32);
+        let filled = self.fill(self.done);
         self.step.run(&mut self.tensors, &run.cpu);
         let loss = self.step.scalar("loss").unwrap_or(f64::NAN);
         if loss.is_nan() {
@@ -227,7 +244,7 @@ impl<'a> Training<'a> {
             tokens: filled.n_counted as u64,
             took: began.elapsed(),
             flops: report.flops,
-            peak_bytes: report.peak_bytes,
+            peak_bytes: self.peak_bytes,
             metrics: metrics.collect(),
         };
         self.log.step(&step)?;
@@ -242,7 +259,11 @@ impl<'a> Training<'a> {
         if !is_due || self.evaluations.last == self.done {
             return Ok(false);
         }
-        let means = match evaluation.measure(run, &mut self.tensors) {
+        // What the step has in its arena was read.
+        self.step.lend(evaluation.executable());
+        let means = evaluation.measure(run, &mut self.tensors);
+        self.step.lend(evaluation.executable());
+        let means = match means {
             Err(RunError::Interrupted { .. }) => return Ok(false),
             means => means?,
         };

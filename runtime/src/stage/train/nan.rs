@@ -5,10 +5,11 @@
 
 use mdl_compiler::pass::{Options, prepare};
 use mdl_compiler::reference::{self, Tensor};
-use mdl_graph::{DType, InputKind};
+use mdl_graph::{DType, InputKind, Name};
 
-use super::{Training, initialize, load_weights};
+use super::Training;
 use crate::checkpoint;
+use crate::device::Tensor as Kept;
 use crate::error::RunError;
 use crate::run::Run;
 
@@ -25,28 +26,46 @@ pub(super) fn explain(training: &mut Training<'_>, run: &mut Run<'_>) -> RunErro
     }
 }
 
-/// Goes back to the weights before this step, and says what first made a NaN.
+/// Goes back to the weights before the step that made the first NaN, and says what made it.
 fn find(training: &mut Training<'_>, run: &mut Run<'_>) -> Option<String> {
-    let found = checkpoint::latest(&training.checkpoints(run)).ok()?;
-    let from = match found.filter(|found| found.recipe == training.hash) {
-        Some(found) => {
-            load_weights(&found, training.spec, &mut training.tensors).ok()?;
-            found.step
-        }
-        None => {
-            initialize(training.spec, training.seed, &training.orders, &mut training.tensors, run).ok()?;
-            0
-        }
-    };
     let at = training.done;
-    for step in from..=at {
-        training.step.fill(&training.batcher, &training.dataset.facts.data.fields, step);
-        training.step.set_scalar("seed", training.seed as i32);
-        training.step.set_scalar("step", step as i32);
-        if step < at {
-            training.step.run(&mut training.tensors, &run.cpu);
+    let mut before = replay(training, run, at)?;
+    if before < at {
+        // An update made it, and the loss of the next step only met it.
+        before = replay(training, run, before)?;
+    }
+    training.fill(before);
+    let place = place(training)?;
+    let of = if before < at { format!(" of step {}", before + 1) } else { String::new() };
+    Some(format!("the first operation that made one is {place}{of}"))
+}
+
+/// Weights and states as they were before step `to`; earlier if a step before it leaves a NaN in them: before that step's end.
+fn replay(training: &mut Training<'_>, run: &mut Run<'_>, to: u64) -> Option<u64> {
+    let found = checkpoint::latest(&training.checkpoints(run)).ok()?;
+    let read = |name: &Name| training.spec.reads.iter().any(|read| read.input == *name);
+    for state in training.step.plan().states.iter().filter(|state| !read(&state.name)) {
+        if let Some(tensor) = training.tensors.get_mut(state.name.as_str()) {
+            tensor.data.bytes_mut().fill(0);
         }
     }
+    let from = training.begin(found.as_ref(), run).ok()?;
+    for step in from..to {
+        training.fill(step);
+        training.step.run(&mut training.tensors, &run.cpu);
+        if training.tensors.iter().any(|(_, tensor)| has_nan(tensor)) {
+            return Some(step);
+        }
+    }
+    Some(to)
+}
+
+fn has_nan(tensor: &Kept) -> bool {
+    let (words, _) = tensor.data.bytes().as_chunks::<4>();
+    tensor.dtype == DType::F32 && words.iter().any(|word| f32::from_le_bytes(*word).is_nan())
+}
+
+fn place(training: &mut Training<'_>) -> Option<String> {
     let graph = prepare(&training.spec.step, &Options::default()).ok()?;
     let mut inputs = Vec::new();
     for input in graph.inputs() {
@@ -66,10 +85,10 @@ fn find(training: &mut Training<'_>, run: &mut Run<'_>) -> Option<String> {
         };
         inputs.push(tensor_of(&input.ty, &axes, &bytes)?);
     }
-    let node = reference::first_nan(&graph, &inputs)?;
-    let made = graph.node(node);
+    let made = reference::first_nan(&graph, &inputs)?;
     let scope = if made.scope.as_str().is_empty() { String::new() } else { format!(" in `{}`", made.scope) };
-    Some(format!("the first operation that made one is `{}`{scope}", made.op.name()))
+    let passes: String = made.passes.iter().map(|(axis, at)| format!(" at `{axis}` = {at}")).collect();
+    Some(format!("`{}`{scope}{passes}", made.op))
 }
 
 /// A tensor in the order of its axes' names from bytes in another order.
