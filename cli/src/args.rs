@@ -125,8 +125,8 @@ pub(crate) fn command(recipe_args: &[spec::Arg]) -> Command {
         .arg(Arg::new("FILES").required(true).num_args(1..).value_parser(value_parser!(PathBuf)))
         .arg(switch("check", "Changes nothing; says which files would change, and ends with 1 if any"));
     let explain = Command::new("explain")
-        .about("Explains an error code, with a wrong and a right example")
-        .arg(Arg::new("CODE").required(true).help("Such as E0204"));
+        .about("Explains an error code, with a wrong and a right example; or a kind of block, field by field")
+        .arg(Arg::new("WHAT").required(true).help("Such as E0204, or train"));
     Command::new("mdlc")
         .version(env!("CARGO_PKG_VERSION"))
         .about("Compiles and runs .mdl recipes: data, models, training, evaluation")

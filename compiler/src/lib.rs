@@ -7,7 +7,6 @@
 
 pub mod budget;
 pub mod cost;
-pub mod decode;
 mod fuse;
 pub mod grad;
 pub mod kernel;

@@ -13,11 +13,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use mdl_graph::{
-    Axis, Class, DType, Graph, InputId, InputKind, Loop, Name, NodeId, Op, Output, Role, ScatterKind, ShapeError, Span,
-    Type,
+    Axis, AxisSet, Class, DType, Graph, InputId, InputKind, Loop, Name, NodeId, Op, Output, Role, ScatterKind,
+    ShapeError, Span, Type,
 };
 
-/// The name of the scalar input that holds the first new position, `i32[]`.
+/// The name of the input that holds the first new position: `i32[]`, or one for each sequence.
 pub const POS: &str = "pos";
 
 /// A derived decoder. Its caches are inputs of kind `State`, all zeros at the start of a sequence, with `Next` outputs.
@@ -26,6 +26,19 @@ pub struct Decoder {
     pub graph: Graph,
     /// The names of the inputs that are caches.
     pub caches: Vec<Name>,
+    /// False when a cache holds what was reached, as the carry of a `scan`, rather than positions: then the sequence
+    /// cannot be taken back.
+    pub can_go_back: bool,
+}
+
+/// What a decoder reads at once.
+#[derive(Clone, Debug)]
+pub struct Rows {
+    pub count: u64,
+    /// The axes along which sequences are at positions of their own.
+    pub pos: AxisSet,
+    /// Whether rows may be beyond the end of the text, to be read once more. Then only positions may be remembered.
+    pub is_padded: bool,
 }
 
 /// Why a model has no decoder.
@@ -46,19 +59,24 @@ impl std::error::Error for DecodeError {}
 
 /// The decoder of `graph` along `axis`, reading `rows` new positions a call.
 pub fn decode(graph: &Graph, axis: &Axis, rows: u64) -> Result<Decoder, DecodeError> {
+    decode_rows(graph, axis, &Rows { count: rows, pos: AxisSet::default(), is_padded: rows > 1 })
+}
+
+/// As [`decode`], with all that may be asked for.
+pub fn decode_rows(graph: &Graph, axis: &Axis, rows: &Rows) -> Result<Decoder, DecodeError> {
     let mut to = Graph::new();
     let mut inputs = Vec::new();
     for input in graph.inputs() {
         let mut ty = input.ty.clone();
         let data = input.kind == InputKind::Batch && ty.axes.contains(&axis.name);
         if data {
-            ty.axes.insert(Axis::new(axis.name.clone(), rows));
+            ty.axes.insert(Axis::new(axis.name.clone(), rows.count));
         }
         let node = to.input(input.name.clone(), input.kind, ty);
         inputs.push(if data { Value::Moving { node, along: axis.name.clone() } } else { Value::Fixed { full: node } });
     }
-    let pos = to.input(POS, InputKind::Scalar, Type::scalar(DType::I32));
-    let mut walk = Walk::new(graph, to, axis.clone(), rows, pos, BTreeSet::new());
+    let pos = to.input(POS, InputKind::Scalar, Type::new(DType::I32, rows.pos.clone()));
+    let mut walk = Walk::new(graph, to, axis.clone(), rows.clone(), pos, BTreeSet::new());
     walk.run(&inputs)?;
     for output in graph.outputs().iter().filter(|output| output.role == Role::Value) {
         let node = walk.at(output.node, &axis.name)?;
@@ -69,7 +87,7 @@ pub fn decode(graph: &Graph, axis: &Axis, rows: u64) -> Result<Decoder, DecodeEr
         walk.to.output_as(cache.name.clone(), Role::Next(cache.input), cache.next);
         caches.push(cache.name);
     }
-    Ok(Decoder { graph: walk.to, caches })
+    Ok(Decoder { graph: walk.to, caches, can_go_back: walk.can_go_back })
 }
 
 /// What stands for a node of the original graph.
@@ -95,8 +113,9 @@ struct Walk<'a> {
     from: &'a Graph,
     to: Graph,
     axis: Axis,
-    rows: u64,
+    rows: Rows,
     pos: NodeId,
+    can_go_back: bool,
     values: Vec<Option<Value>>,
     /// The results of loops that depend on the sequence, by the loop's node.
     loops: BTreeMap<NodeId, Vec<Value>>,
@@ -110,7 +129,7 @@ struct Walk<'a> {
 }
 
 impl<'a> Walk<'a> {
-    fn new(from: &'a Graph, to: Graph, axis: Axis, rows: u64, pos: NodeId, mut copies: BTreeSet<Name>) -> Walk<'a> {
+    fn new(from: &'a Graph, to: Graph, axis: Axis, rows: Rows, pos: NodeId, mut copies: BTreeSet<Name>) -> Walk<'a> {
         copies.insert(axis.name.clone());
         for id in from.ids() {
             if let Op::Rename(pairs) = from.op(id) {
@@ -123,7 +142,8 @@ impl<'a> Walk<'a> {
         let values = vec![None; from.nodes().len()];
         let (loops, at_rows, appended) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
         let causal = causal::Causal::new(from);
-        Walk { from, to, axis, rows, pos, values, loops, copies, at_rows, appended, caches: Vec::new(), causal }
+        let (caches, can_go_back) = (Vec::new(), true);
+        Walk { from, to, axis, rows, pos, can_go_back, values, loops, copies, at_rows, appended, caches, causal }
     }
 
     fn refuse<T>(&self, id: NodeId, message: impl Into<String>) -> Result<T, DecodeError> {
@@ -181,7 +201,7 @@ impl<'a> Walk<'a> {
 
     /// The new positions, along `name`: `pos + iota`.
     fn positions(&mut self, name: &Name) -> NodeId {
-        let iota = self.to.iota(Axis::new(name.clone(), self.rows));
+        let iota = self.to.iota(Axis::new(name.clone(), self.rows.count));
         self.to.add(Op::Add, &[self.pos, iota])
     }
 
@@ -214,12 +234,19 @@ impl<'a> Walk<'a> {
     }
 
     /// A cache that starts as zeros.
-    fn cache(&mut self, id: NodeId, ty: Type) -> (Name, InputId, NodeId) {
+    fn cache(&mut self, id: NodeId, ty: Type) -> Result<(Name, InputId, NodeId), DecodeError> {
+        if let Some(axis) = self.rows.pos.iter().find(|axis| !ty.axes.contains(&axis.name)) {
+            let message = format!(
+                "this is kept for all sequences of `{}` at once, and they are at positions of their own",
+                axis.name
+            );
+            return self.refuse(id, message);
+        }
         // Inputs are told apart by their names, and the number of inputs tells the names apart.
         let name = Name::from(format!("cache/{}/{}", self.from.node(id).scope, self.to.inputs().len()));
         let node = self.to.input(name.clone(), InputKind::State, ty);
         match *self.to.op(node) {
-            Op::Input(input) => (name, input, node),
+            Op::Input(input) => Ok((name, input, node)),
             _ => mdl_graph::bug!("an input is no input"),
         }
     }
@@ -234,18 +261,19 @@ impl<'a> Walk<'a> {
         if ty.axes.iter().any(|axis| self.is_copy(axis) && axis.name != along) {
             return self.refuse(id, "this pairs positions with positions, and is used as one of the two");
         }
-        let (name, input, before) = self.cache(id, ty);
+        let (name, input, before) = self.cache(id, ty)?;
         let axis = Axis::new(along.clone(), self.axis.size);
         // The row's axis gets a name of its own, so that the result's is free.
         let spot = [(along.clone(), Name::from("spot~"))];
         let index = self.positions(&along);
         let index = self.to.rename(index, spot.clone());
         let rows = self.to.rename(rows, spot);
-        let scatter = Op::Scatter { axis: axis.clone(), keep: Vec::new(), kind: ScatterKind::Put };
+        let keep = self.rows.pos.names().cloned().collect();
+        let scatter = Op::Scatter { axis: axis.clone(), keep, kind: ScatterKind::Put };
         let put = self.to.add(scatter, &[rows, index]);
         // New are the positions from `pos` to `pos + rows`.
         let all = self.to.iota(axis);
-        let count = self.to.constant(self.rows as f64, DType::I32);
+        let count = self.to.constant(self.rows.count as f64, DType::I32);
         let end = self.to.add(Op::Add, &[self.pos, count]);
         let is_past = self.to.add(Op::Less, &[all, self.pos]);
         let is_present = self.to.add(Op::Not, &[is_past]);
@@ -325,9 +353,12 @@ impl<'a> Walk<'a> {
         }
         let op = match &node.op {
             Op::Expand(axes) => {
-                let fit =
-                    |axis: &Axis| if axis.name == along { Axis::new(along.clone(), self.rows) } else { axis.clone() };
-                Op::Expand(axes.iter().map(fit).collect())
+                // Where sequences are at positions of their own, a value may have their axes before it is expanded.
+                let has = |axis: &&Axis| !self.to.ty(args[0]).axes.contains(&axis.name);
+                let fit = |axis: &Axis| {
+                    if axis.name == along { Axis::new(along.clone(), self.rows.count) } else { axis.clone() }
+                };
+                Op::Expand(axes.iter().filter(has).map(fit).collect())
             }
             op => op.clone(),
         };
@@ -343,16 +374,22 @@ impl<'a> Walk<'a> {
 
     /// A running sum keeps what it has reached.
     fn running_sum(&mut self, id: NodeId, arg: NodeId, along: Name) -> Result<Value, DecodeError> {
-        if self.rows != 1 {
+        if self.rows.is_padded {
             // Rows that pad a prompt would be summed too.
             return self.refuse(id, "a running sum is read one position at a time");
         }
+        self.can_go_back = false;
         let x = self.at(arg, &along)?;
         let mut ty = self.to.ty(x).clone();
         ty.axes.remove(&along);
-        let (name, input, before) = self.cache(id, ty);
-        let node = self.to.add(Op::Add, &[x, before]);
-        let next = self.to.sum(node, [along.clone()]);
+        let (name, input, before) = self.cache(id, ty)?;
+        let sums = match self.rows.count {
+            1 => x,
+            _ => self.to.copy(self.from, id, &[x]),
+        };
+        let node = self.to.add(Op::Add, &[sums, before]);
+        let sum = self.to.sum(x, [along.clone()]);
+        let next = self.to.add(Op::Add, &[before, sum]);
         self.caches.push(Cache { name, input, next });
         Ok(Value::Moving { node, along })
     }
@@ -366,10 +403,11 @@ impl<'a> Walk<'a> {
         if inner.reverse || inner.until {
             return self.refuse(id, format!("a loop that runs backwards along `{}` looks ahead", inner.axis.name));
         }
-        if self.rows != 1 {
+        if self.rows.is_padded {
             // Rows that pad a prompt would go into the carries.
             return self.refuse(id, "a recurrent model is read one position at a time");
         }
+        self.can_go_back = false;
         let args = self.from.args(id).to_vec();
         let (mut made, mut carries) = (Vec::new(), Vec::new());
         for (i, arg) in args.iter().enumerate() {
@@ -379,7 +417,7 @@ impl<'a> Walk<'a> {
                 }
                 // The first call starts where the model does, later ones where the last one ended.
                 let start = self.node(*arg);
-                let (name, input, before) = self.cache(id, self.to.ty(start).clone());
+                let (name, input, before) = self.cache(id, self.to.ty(start).clone())?;
                 let zero = self.to.constant(0.0, DType::I32);
                 let is_first = self.to.add(Op::Equal, &[self.pos, zero]);
                 made.push(self.to.add(Op::Select, &[is_first, start, before]));
@@ -390,7 +428,7 @@ impl<'a> Walk<'a> {
                 made.push(self.node(*arg));
             }
         }
-        let axis = Axis::new(inner.axis.name.clone(), self.rows);
+        let axis = Axis::new(inner.axis.name.clone(), self.rows.count);
         let results = self.to.loop_over(Loop { axis, ..inner.clone() }, &made);
         for ((name, input), next) in carries.into_iter().zip(&results) {
             self.caches.push(Cache { name, input, next: *next });
@@ -411,20 +449,50 @@ impl<'a> Walk<'a> {
         let name = &self.axis.name;
         let own = |arg: &NodeId| self.from.ty(*arg).axes.contains(name).then(|| name.clone());
         let mut moving: Vec<Option<Name>> = args.iter().map(|arg| self.along(*arg).or_else(|| own(arg))).collect();
-        // A carry that starts fixed may come out depending on the sequence: then it does so from the start.
+        // A carry that starts fixed may come out depending on the sequence: then it does so from the start. And where sequences
+        // are at positions of their own, a carry may get their axes.
+        let mut more = vec![AxisSet::default(); inner.carries];
         loop {
-            let body = self.derive_body(id, inner, &args, &moving)?;
-            let outs = body.outputs.iter().map(|(_, along)| along);
+            let mut values = Vec::new();
+            for (i, (arg, along)) in args.iter().zip(&moving).enumerate() {
+                let value = match along {
+                    Some(along) => self.at(*arg, along)?,
+                    None => self.node(*arg),
+                };
+                let missing = more.get(i).map(|more| more.minus(&self.to.ty(value).axes)).unwrap_or_default();
+                values.push(match missing.is_empty() {
+                    true => value,
+                    false => self.to.add(Op::Expand(missing.iter().cloned().collect()), &[value]),
+                });
+            }
+            let types: Vec<Type> = values
+                .iter()
+                .enumerate()
+                .map(|(i, value)| {
+                    let mut ty = self.to.ty(*value).clone();
+                    if i >= inner.carries && i < inner.carries + inner.scans {
+                        ty.axes.remove(&inner.axis.name);
+                    }
+                    ty
+                })
+                .collect();
+            let body = self.derive_body(id, inner, &args, &moving, &types)?;
             let mut stable = true;
-            for (carry, out) in moving.iter_mut().zip(outs).take(inner.carries) {
+            for (carry, (_, out)) in moving.iter_mut().zip(&body.outputs).take(inner.carries) {
                 if carry != out && carry.is_some() {
                     return self.refuse(id, "a carry of this loop changes its axis");
                 }
                 stable &= carry == out;
                 carry.clone_from(out);
             }
+            for ((more, ty), (out, _)) in more.iter_mut().zip(&types).zip(&body.outputs) {
+                let missing = body.graph.ty(*out).axes.minus(&ty.axes);
+                let grown = more.union(&missing).ok().filter(|_| stable);
+                stable &= missing.is_empty();
+                *more = grown.unwrap_or_default();
+            }
             if stable {
-                return self.place_body(inner, &args, &moving, body);
+                return self.place_body(inner, &values, body);
             }
         }
     }
@@ -435,22 +503,19 @@ impl<'a> Walk<'a> {
         inner: &Loop,
         args: &[NodeId],
         moving: &[Option<Name>],
+        types: &[Type],
     ) -> Result<Body, DecodeError> {
         let mut to = Graph::new();
         let mut inputs = Vec::new();
-        for (input, along) in inner.body.inputs().iter().zip(moving) {
-            let mut ty = input.ty.clone();
-            if let Some(along) = along {
-                ty.axes.insert(Axis::new(along.clone(), self.rows));
-            }
-            let node = to.input(input.name.clone(), InputKind::Param, ty);
+        for ((input, along), ty) in inner.body.inputs().iter().zip(moving).zip(types) {
+            let node = to.input(input.name.clone(), InputKind::Param, ty.clone());
             inputs.push(match along {
                 Some(along) => Value::Moving { node, along: along.clone() },
                 None => Value::Fixed { full: node },
             });
         }
-        let pos = to.input(POS, InputKind::Param, Type::scalar(DType::I32));
-        let mut walk = Walk::new(&inner.body, to, self.axis.clone(), self.rows, pos, self.copies.clone());
+        let pos = to.input(POS, InputKind::Param, Type::new(DType::I32, self.rows.pos.clone()));
+        let mut walk = Walk::new(&inner.body, to, self.axis.clone(), self.rows.clone(), pos, self.copies.clone());
         walk.causal = self.causal.of_body(inner, args, &walk.copies);
         walk.run(&inputs)?;
         let mut outputs = Vec::new();
@@ -467,28 +532,22 @@ impl<'a> Walk<'a> {
                 }
                 None => walk.node(output.node),
             };
+            // A carry that has grown stays so.
+            let missing = types.get(k).filter(|_| k < inner.carries).map(|ty| ty.axes.minus(&walk.to.ty(node).axes));
+            let node = match missing.filter(|missing| !missing.is_empty()) {
+                Some(missing) => walk.to.add(Op::Expand(missing.iter().cloned().collect()), &[node]),
+                None => node,
+            };
             outputs.push((node, along));
         }
+        self.can_go_back &= walk.can_go_back;
         Ok(Body { graph: walk.to, outputs, caches: walk.caches })
     }
 
     /// Puts a derived body into a loop: its inputs in the order carries, scanned values, caches, free values, `pos`.
-    fn place_body(
-        &mut self,
-        inner: &Loop,
-        args: &[NodeId],
-        moving: &[Option<Name>],
-        derived: Body,
-    ) -> Result<Vec<Value>, DecodeError> {
+    fn place_body(&mut self, inner: &Loop, values: &[NodeId], derived: Body) -> Result<Vec<Value>, DecodeError> {
         let Body { graph, outputs, caches } = derived;
         let split = inner.carries + inner.scans;
-        let mut values = Vec::new();
-        for (arg, along) in args.iter().zip(moving) {
-            values.push(match along {
-                Some(along) => self.at(*arg, along)?,
-                None => self.node(*arg),
-            });
-        }
         let mut stacked = Vec::new();
         for cache in &caches {
             let mut ty = graph.inputs()[cache.input.0 as usize].ty.clone();

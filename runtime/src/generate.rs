@@ -1,13 +1,13 @@
 //! Text from a trained model, one token after another.
 //!
 //! In: the forward graph, the weights, a prompt as ids. Out: ids, chosen by [`Choice`]. The decoder is derived from the
-//! forward graph ([`mdl_compiler::decode`]): a token costs what one position costs, however long the text already is. Once the context is
+//! forward graph ([`mdl_lang::decode`]): a token costs what one position costs, however long the text already is. Once the context is
 //! full, the last half of it is read again and the text goes on from there.
 
 use std::collections::BTreeMap;
 
-use mdl_compiler::decode::{POS, decode};
 use mdl_graph::{Axis, Graph, Name, philox};
+use mdl_lang::decode::{POS, decode};
 
 use crate::device::{Cpu, Executable, Tensors};
 use crate::error::RunError;

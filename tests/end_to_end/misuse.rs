@@ -135,6 +135,15 @@ fn a_step_that_the_compiler_refuses() {
 }
 
 #[test]
+fn blocks_and_codes_are_explained() {
+    assert!(succeed(&["explain", "e0204"]).starts_with("# E0204"));
+    let train = succeed(&["explain", "train"]);
+    for part in ["# train", "## objective", "- required", "- default: adamw(lr: 3e-4)", "`every(steps, keep"] {
+        assert!(train.contains(part), "{part} in {train}");
+    }
+}
+
+#[test]
 fn wrong_usage_ends_with_2() {
     for words in
         [&["run"][..], &["fly", "x.mdl"], &["run", "examples/bench.mdl", "--no-such-flag"], &["explain", "E9999"]]

@@ -3,10 +3,13 @@
 //!
 //! Everything is evaluated by the reference interpreter in f64, so what is compared here is what the `.mdl` text says.
 
+mod decoders;
+mod derived;
 mod documents;
 mod functions;
 mod layers;
 mod optimizers;
+mod programs;
 
 use std::path::{Path, PathBuf};
 

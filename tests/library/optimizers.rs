@@ -34,7 +34,7 @@ fn agrees(name: &str, optimizer: &str, weight: &str, file: &SafeTensors<'_>) {
     let w = recipe.elab.stored_value(id);
     let g = recipe.elab.input("g", InputKind::Batch, ty.clone());
     let n = recipe.elab.input("n", InputKind::Scalar, Type::new(DType::F32, AxisSet::default()));
-    let states = recipe.elab.optimizer_states(&made, id).unwrap_or_else(|_| panic!("{name}: {}", recipe.said()));
+    let states = recipe.elab.optimizer_states(&made, id, &[]).unwrap_or_else(|_| panic!("{name}: {}", recipe.said()));
     let mut inputs = vec![(
         "it".to_owned(),
         Tensor::float(ty.clone(), sorted(&axes, &recorded(file, &format!("{name}/{weight}")).1)),
@@ -45,7 +45,7 @@ fn agrees(name: &str, optimizer: &str, weight: &str, file: &SafeTensors<'_>) {
         // All of the library's begin at 0.
         inputs.push((state.name.clone(), Tensor::filled(state.ty(), Scalar::Float(0.0))));
     }
-    let step = recipe.elab.optimizer_step(&made, id, [&w, &g, &n], &slots, HERE);
+    let step = recipe.elab.optimizer_step(&made, id, &[], [&w, &g, &n], &slots, HERE);
     let (next, kept) = step.unwrap_or_else(|_| panic!("{name}: {}", recipe.said()));
     for (key, value) in std::iter::once("it")
         .chain(states.iter().map(|state| state.name.as_str()))

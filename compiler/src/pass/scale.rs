@@ -19,14 +19,30 @@ const PATIENCE: f64 = 2000.0;
 const POWERS: (f64, f64) = (0.0, 24.0);
 
 pub(super) fn scale(graph: &Graph, options: &Options) -> Result<Graph, PassError> {
-    let marker = graph.ids().rev().find(|id| matches!(graph.op(*id), Op::Grad));
-    match (options.precision, marker) {
-        (Precision::F16, Some(marker)) => Ok(scaled(graph, marker)),
+    match outer_markers(graph) {
+        markers if options.precision == Precision::F16 && !markers.is_empty() => Ok(scaled(graph, &markers)),
         _ => Ok(graph.clone()),
     }
 }
 
-fn scaled(graph: &Graph, marker: NodeId) -> Graph {
+/// The markers of the step itself, one for each loss that weights follow; not those that a loss is made of.
+fn outer_markers(graph: &Graph) -> Vec<NodeId> {
+    let live = graph.live();
+    let mut is_inside = vec![false; graph.nodes().len()];
+    let mut markers = Vec::new();
+    for id in graph.ids().rev().filter(|id| live[id.idx()]) {
+        let is_marker = matches!(graph.op(id), Op::Grad);
+        if is_marker && !is_inside[id.idx()] {
+            markers.push(id);
+        }
+        if is_marker || is_inside[id.idx()] {
+            graph.args(id).iter().for_each(|arg| is_inside[arg.idx()] = true);
+        }
+    }
+    markers
+}
+
+fn scaled(graph: &Graph, markers: &[NodeId]) -> Graph {
     let mut next = Graph::new();
     let mut map: Vec<Option<NodeId>> = vec![None; graph.nodes().len()];
     for (node, input) in crate::grad::params(graph).into_iter().zip(graph.inputs()) {
@@ -45,12 +61,12 @@ fn scaled(graph: &Graph, marker: NodeId) -> Graph {
         }
         let mut args: Vec<NodeId> = graph.args(id).iter().filter_map(|arg| map[arg.idx()]).collect();
         next.set_here_like(graph.node(id));
-        if id == marker {
+        if markers.contains(&id) {
             let cast = next.cast(factor, next.ty(args[0]).dtype);
             args[0] = next.add(Op::Mul, &[args[0], cast]);
         }
         let mut copied = next.copy(graph, id, &args);
-        if graph.args(id) == [marker] {
+        if matches!(graph.args(id), [marker] if markers.contains(marker)) {
             let cast = next.cast(factor, next.ty(copied).dtype);
             copied = next.add(Op::Div, &[copied, cast]);
             gradients.push(copied);

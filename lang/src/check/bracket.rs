@@ -9,7 +9,7 @@ use super::call::given_of;
 use super::scope::plain;
 use super::value::{Env, Eval, Function, FunctionKind, GatherCopies, Layer, Stop, Tensor, Value};
 use crate::diag::{Code, Diagnostic};
-use crate::syntax::ast::{Axes, AxisItem, AxisItemKind, CopiesKind, Expr, Part, Side, Span};
+use crate::syntax::ast::{Axes, AxisItem, AxisItemKind, CopiesKind, Part, Side, Span};
 
 impl Elaborator<'_> {
     pub(super) fn bracket(&mut self, env: &Env, value: Value, axes: &Axes, base_span: Span, span: Span) -> Eval<Value> {
@@ -82,7 +82,7 @@ impl Elaborator<'_> {
             return Err(self.error(Code::E0217, "this layer has no function `call`", span, "axes for a call"));
         };
         let kind = match layer.data.kind {
-            super::value::LayerKind::Plain => FunctionKind::Method { layer: layer.clone(), def },
+            super::value::LayerKind::Plain => FunctionKind::Method { layer: layer.clone(), def, first: None },
             // The axes go along to the copies when the layer is called.
             _ => FunctionKind::LayerCall(layer.clone()),
         };
@@ -261,99 +261,6 @@ impl Elaborator<'_> {
             Some(near) => diagnostic.help(format!("did you mean `{near}`?")),
             None => diagnostic,
         })
-    }
-
-    fn eval_index(&mut self, env: &Env, expr: &Expr) -> Eval<Value> {
-        self.eval(env, expr)
-    }
-
-    /// `x[t = -1]`, `x[t = 0..10]`, `table[vocab = ids]`. `None`: a field of a record without the axis.
-    fn index_axis(
-        &mut self,
-        tensor: &Tensor,
-        names: &[Name],
-        index: &Value,
-        expr: &Expr,
-        span: Span,
-        is_record: bool,
-    ) -> Eval<Option<Tensor>> {
-        let [name] = names else {
-            return Err(self.error(Code::E0217, "an index takes one axis", span, "a pack"));
-        };
-        let Some(size) = self.axes(tensor).size(name) else {
-            if is_record {
-                return Ok(None);
-            }
-            let has = self.show_axes(&self.axes(tensor).clone());
-            let message = format!("there is no axis `{}` in {has}", plain(name));
-            let names: Vec<String> = self.axes(tensor).names().map(plain).collect();
-            let diagnostic = Diagnostic::error(Code::E0203, message).label(span, "indexed here");
-            return Err(self.fail(match crate::diag::nearest(name.as_str(), names.iter().map(String::as_str)) {
-                Some(near) => diagnostic.help(format!("did you mean `{near}`?")),
-                None => diagnostic,
-            }));
-        };
-        let signed = size as i64;
-        if let Value::Range { start, end } = index {
-            let at = |bound: i64| if bound < 0 { bound + signed } else { bound };
-            let (start, end) = (at(start.unwrap_or(0)), at(end.unwrap_or(signed)));
-            if start < 0 || end > signed || start > end {
-                let message = format!("positions {start} to {end} of `{}`, which has {size}", plain(name));
-                return Err(self.error(Code::E0215, message, expr.span, "outside"));
-            }
-            return self.slice(tensor, name, start as u64, (end - start) as u64, 1, span).map(Some);
-        }
-        if !matches!(index, Value::Tensor(_) | Value::Stored(_))
-            && let Some(at) = index.as_int()
-        {
-            let place = if at < 0 { at + signed } else { at };
-            if place < 0 || place >= signed {
-                let message = format!("position {at} of `{}`, which has {size}", plain(name));
-                return Err(self.error(Code::E0215, message, expr.span, "outside"));
-            }
-            let cut = self.slice(tensor, name, place as u64, 1, 1, span)?;
-            return self.squeeze(&cut, name, span).map(Some);
-        }
-        let operand = self.operand(index, expr.span, "an index")?;
-        let index = self.tensor_of(&operand, expr.span)?;
-        if !self.dtype(&index).is_int() {
-            let message = format!("an index is an integer, not {}", self.dtype(&index));
-            let help = "`int(x)` rounds toward zero; a mask chooses with `where`";
-            return Err(self.error_help(
-                Code::E0207,
-                message,
-                expr.span,
-                format!("this is {}", self.dtype(&index)),
-                help,
-            ));
-        }
-        self.gather(tensor, name, &index, span).map(Some)
-    }
-
-    pub(super) fn slice(
-        &mut self,
-        x: &Tensor,
-        name: &Name,
-        start: u64,
-        len: u64,
-        step: i64,
-        span: Span,
-    ) -> Eval<Tensor> {
-        if step == 1 && start == 0 && self.axes(x).size(name) == Some(len) {
-            return Ok(x.clone());
-        }
-        self.emit(Op::Slice { axis: name.clone(), start, len, step }, &[x], span)
-    }
-
-    pub(super) fn gather(&mut self, table: &Tensor, axis: &Name, index: &Tensor, span: Span) -> Eval<Tensor> {
-        let mut left = self.axes(table).clone();
-        left.remove(axis);
-        if let Err(name) = left.union(&self.axes(index).clone()) {
-            let (a, b) = (left.size(&name).unwrap_or(0), self.axes(index).size(&name).unwrap_or(0));
-            let message = format!("axis `{}` is {a} in what is indexed and {b} in the index", plain(&name));
-            return Err(self.error(Code::E0204, message, span, "shared axes are matched"));
-        }
-        self.emit(Op::Gather { axis: axis.clone() }, &[table, index], span)
     }
 
     /// `width as (head: 6, key)`, `(head, key) as width`, `(..from) as i`

@@ -7,7 +7,7 @@ use super::axes::Filled;
 use super::cross::Callee;
 use super::value::{Args, Env, Eval, Frame, Function, FunctionKind, Given, Layer, MakerKind, Stop, Value};
 use crate::diag::{Code, Diagnostic, nearest};
-use crate::syntax::ast::{FnDef, Param, Pattern, PatternKind, Span, Type, TypeKind};
+use crate::syntax::ast::{ExprKind, FnDef, Param, Pattern, PatternKind, Span, Type, TypeKind};
 
 /// Calls nest this deep at most: far more than any model, far less than a stack.
 const MAX_DEPTH: usize = 96;
@@ -117,7 +117,8 @@ impl Elaborator<'_> {
                 let in_first = lists.len() == 2 && first.is_none();
                 let params = if in_first { &lists[0] } else { lists.last().map_or(&[] as &[Param], Vec::as_slice) };
                 if in_first {
-                    let vars = self.first_list(code, params, args, span)?;
+                    let env = self.file_env(code.file);
+                    let vars = self.first_list(&env, params, &code.def.name.text, args, span)?;
                     let kind = FunctionKind::Def { code: code.clone(), first: Some(Rc::new(vars)) };
                     return Ok(Value::Function(Rc::new(Function { kind, given: function.given.clone() })));
                 }
@@ -158,8 +159,15 @@ impl Elaborator<'_> {
                 self.running.pop();
                 result
             }
-            FunctionKind::Method { layer, def } => {
-                self.call_method(env, layer, def, function.given.as_ref(), args, span)
+            FunctionKind::Method { layer, def, first } => {
+                if let ([list, _], None) = (def.params.as_slice(), first) {
+                    let label = code_def_label(layer, def);
+                    let vars = self.first_list(&layer.data.env, list, &label, args, span)?;
+                    let kind =
+                        FunctionKind::Method { layer: layer.clone(), def: def.clone(), first: Some(Rc::new(vars)) };
+                    return Ok(Value::Function(Rc::new(Function { kind, given: function.given.clone() })));
+                }
+                self.call_method(env, layer, def, first.as_deref(), function.given.as_ref(), args, span)
             }
             FunctionKind::LayerCall(layer) => self.call_layer(env, layer, function.given.as_ref(), args, span),
             FunctionKind::Lambda { params, body, env: inner } => {
@@ -182,6 +190,9 @@ impl Elaborator<'_> {
             }
             FunctionKind::Constant(value) => Ok((**value).clone()),
             FunctionKind::Watch(layer, pattern) => self.call_watched(env, layer, pattern, args, span),
+            FunctionKind::Decoder { decoder, keeps } => {
+                self.call_decoder(env, decoder, *keeps, function.given.as_ref(), args, span)
+            }
             FunctionKind::Optimizer(code) => self.make_optimizer(code, args, span),
             FunctionKind::OptimizerMethod(optimizer, def) => self.call_optimizer(optimizer, def, args, span),
         }
@@ -207,13 +218,14 @@ impl Elaborator<'_> {
     /// The first of two lists: values that the function keeps.
     fn first_list(
         &mut self,
-        code: &Rc<super::value::FnCode>,
+        env: &Env,
         params: &[Param],
+        what: &str,
         args: Args,
         span: Span,
     ) -> Eval<Vec<(Rc<str>, Value)>> {
-        let matched = self.match_args(params, args, &code.def.name.text, span)?;
-        let mut env = self.file_env(code.file);
+        let matched = self.match_args(params, args, what, span)?;
+        let mut env = env.clone();
         let mut vars = Vec::new();
         for (param, given) in params.iter().zip(matched) {
             let (value, place) = match given {
@@ -279,6 +291,16 @@ impl Elaborator<'_> {
             }
         }
         for (param, given) in params.iter().zip(&matched) {
+            if let (Some((Value::None, place)), Some(ty)) = (given, &param.ty)
+                && !matches!(ty.kind, TypeKind::Optional(_))
+                && !matches!(&param.default, Some(default) if default.kind == ExprKind::None)
+            {
+                let message = format!("`{}` of `{what}` cannot be `none`", pattern_name(&param.pattern));
+                let diagnostic =
+                    Diagnostic::error(Code::E0209, message).label(*place, "given here").label(ty.span, "declared here");
+                self.push(diagnostic.help("a type with `?`, such as `Int?`, may be left out"));
+                bad = true;
+            }
             if given.is_none() && param.default.is_none() {
                 let name = pattern_name(&param.pattern);
                 let diagnostic = Diagnostic::error(Code::E0208, format!("`{what}` is not given its `{name}`"))

@@ -105,11 +105,10 @@ impl Elaborator<'_> {
         }
         frame.packs.borrow_mut().extend(callee.packs.clone());
         let matched = self.match_args(callee.params, args, &callee.label, span)?;
-        let is_open = callee
-            .params
-            .iter()
-            .zip(&matched)
-            .any(|(param, given)| param.ty.is_none() && given.as_ref().is_some_and(|(value, _)| has_tensor(value)));
+        let is_open =
+            callee.params.iter().zip(&matched).any(|(param, given)| {
+                param.ty.is_none() && given.as_ref().is_some_and(|(value, _)| brings_names(value))
+            });
         frame.open.set(is_open);
         let frame = Rc::new(frame);
         let mut names = Names {
@@ -494,11 +493,12 @@ fn spreads(param: &Param, value: &Value) -> bool {
     is_number && is_tensor
 }
 
-fn has_tensor(value: &Value) -> bool {
+/// Whether a value without a type lets names in: a tensor has axes, and what a layer gives has.
+fn brings_names(value: &Value) -> bool {
     match value {
-        Value::Tensor(_) => true,
-        Value::Record(fields) => fields.iter().any(|(_, value)| has_tensor(value)),
-        Value::List(items) | Value::Tuple(items) => items.iter().any(has_tensor),
+        Value::Tensor(_) | Value::Layer(_) => true,
+        Value::Record(fields) => fields.iter().any(|(_, value)| brings_names(value)),
+        Value::List(items) | Value::Tuple(items) => items.iter().any(brings_names),
         _ => false,
     }
 }

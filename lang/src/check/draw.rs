@@ -26,7 +26,9 @@ impl Elaborator<'_> {
     /// The position in all loops around, as one number.
     fn lane(&mut self, span: Span) -> Eval<Tensor> {
         let mut lane: Option<Tensor> = None;
-        for at in 1..self.levels.len() {
+        // The graph of a decoder's model is no loop.
+        let loops: Vec<usize> = (1..self.levels.len()).filter(|at| self.levels[*at].axis.is_some()).collect();
+        for at in loops {
             let position = self.loop_position(at, span)?;
             let size = self.levels[at].axis.as_ref().map_or(1, |axis| axis.size);
             lane = Some(match lane {

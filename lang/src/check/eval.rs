@@ -407,6 +407,10 @@ impl Elaborator<'_> {
                 Some(value) => return Ok(value),
                 None => layer.data.members.iter().map(|(name, _)| name.to_string()).collect(),
             },
+            Value::Decoder(decoder) => match self.decoder_member(decoder, name) {
+                Some(value) => return Ok(value),
+                None => ["empty", "read", "keep"].map(str::to_string).to_vec(),
+            },
             Value::Optimizer(optimizer) => match self.optimizer_member(optimizer, name) {
                 Some(value) => return Ok(value),
                 None => Vec::new(),

@@ -1,12 +1,11 @@
 //! Layers: building them, their weights and members, and calling their functions.
 //!
 //! A layer is a closure over its header. Inside, its axes have the header's names; a `Layer` value remembers how the frame
-//! that holds it calls them. Weights are entries of one table, with the path of names that leads to them; what a `repeat`
-//! or an `each` builds, it builds once, and its weights are stacked along the axis of the copies.
+//! that holds it calls them. Weights are in `stored.rs`.
 
 use std::rc::Rc;
 
-use mdl_graph::{Axis, AxisSet, DType, InputKind, Name, Type};
+use mdl_graph::{Axis, Name};
 
 use super::Elaborator;
 use super::axes::Filled;
@@ -14,12 +13,12 @@ use super::call::{code_def_label, pattern_name};
 use super::cross::Callee;
 use super::scope::{plain, untwinned};
 use super::value::{
-    Args, Arrow, Copies, Env, Eval, Frame, FunctionKind, Given, HeaderEntry, Layer, LayerCode, LayerData, LayerKind,
-    LayerMaker, MakerKind, Stop, Stored, StoredId, StoredKind, Tensor, Value,
+    Args, Copies, Env, Eval, Frame, FunctionKind, Given, HeaderEntry, Layer, LayerCode, LayerData, LayerKind,
+    LayerMaker, MakerKind, Stop, StoredId, StoredKind, Value, Vars,
 };
 use super::watch::Step;
 use crate::diag::Code;
-use crate::syntax::ast::{self, CopiesKind, Expr, FnDef, MemberKind, Span, TypeKind};
+use crate::syntax::ast::{self, CopiesKind, Expr, FnDef, MemberKind, Span};
 
 impl Layer {
     /// The name that the frame holding this layer has for a name inside.
@@ -252,108 +251,6 @@ impl Elaborator<'_> {
         env
     }
 
-    /// `weight w: [..from -> ..to] = init if condition`
-    fn declare_stored(&mut self, env: &Env, kind: StoredKind, decl: &ast::Stored) -> Eval<Option<StoredId>> {
-        if let Some(condition) = &decl.condition
-            && !self.eval_condition(env, condition)?
-        {
-            return Ok(None);
-        }
-        let word = if kind == StoredKind::Weight { "weight" } else { "state" };
-        let Some(ty) = &decl.ty else {
-            let message = format!("the {word} `{}` has no type", decl.name.text);
-            let help = format!("say its axes: `{word} {}: [from -> to] = …`", decl.name.text);
-            return Err(self.error_help(Code::E0206, message, decl.name.span, "declared here", help));
-        };
-        let (dtype, axes) = match &ty.kind {
-            TypeKind::Tensor { dtype, axes } => (dtype.clone(), axes.clone()),
-            TypeKind::Name(name) if super::types::scalar_dtype(&name.text).is_some() => {
-                (Some(ast::Dtype { name: name.clone(), args: Vec::new(), span: name.span }), None)
-            }
-            _ => {
-                let message = format!("the {word} `{}` is a tensor", decl.name.text);
-                return Err(self.error(Code::E0209, message, ty.span, "this is no type of a tensor"));
-            }
-        };
-        let dtype = match &dtype {
-            None => DType::F32,
-            Some(dtype) => match super::types::scalar_dtype(&dtype.name.text) {
-                Some(Some(known)) if kind == StoredKind::State || known == DType::F32 => known,
-                Some(None) if kind == StoredKind::State => DType::I32,
-                Some(_) => {
-                    let message = format!("a weight is f32, not {}", dtype.name.text);
-                    let help = "weights stay in f32; `precision` says what a stage computes in";
-                    return Err(self.error_help(Code::E0207, message, dtype.span, "this dtype", help));
-                }
-                None => {
-                    let message = format!("the stored dtype `{}` is not in this version", dtype.name.text);
-                    return Err(self.error(Code::E0704, message, dtype.span, "not understood yet"));
-                }
-            },
-        };
-        let (from, to) = match &axes {
-            Some(axes) => {
-                let from = match &axes.from {
-                    Some(items) => Some(self.stored_axes(env, items)?),
-                    None => None,
-                };
-                (from, self.stored_axes(env, &axes.items)?)
-            }
-            None => (None, Vec::new()),
-        };
-        let has_arrow = from.is_some();
-        // An axis on both sides: the left one is its twin.
-        let sides: Vec<(Name, Axis)> = from
-            .unwrap_or_default()
-            .into_iter()
-            .map(|axis| {
-                let own =
-                    if to.iter().any(|other| other.name == axis.name) { axis.name.twin() } else { axis.name.clone() };
-                (axis.name, Axis::new(own, axis.size))
-            })
-            .collect();
-        let arrow = has_arrow.then(|| {
-            Rc::new(Arrow {
-                from: sides.iter().map(|(said, own)| (said.clone(), own.name.clone())).collect(),
-                to: to.iter().map(|axis| axis.name.clone()).collect(),
-            })
-        });
-        let n_from = sides.len();
-        let locals: Vec<Axis> = sides.into_iter().map(|(_, own)| own).chain(to).collect();
-        if AxisSet::of(locals.iter().cloned()).is_none_or(|set| set.len() != locals.len()) {
-            let message = format!("the {word} `{}` has an axis twice", decl.name.text);
-            return Err(self.error_help(Code::E0212, message, ty.span, "declared here", "use its twin, `t'`"));
-        }
-        let stack: Vec<Axis> = self.stack.iter().map(|copies| copies.graph.clone()).collect();
-        let mut axes = Vec::with_capacity(locals.len());
-        for axis in &locals {
-            let is_taken = stack.iter().any(|other| other.name == axis.name);
-            let name = if is_taken { self.fresh(axis.name.as_str()) } else { axis.name.clone() };
-            axes.push(Axis::new(name, axis.size));
-        }
-        let names: Vec<Name> = axes.iter().map(|axis| axis.name.clone()).collect();
-        let (from, to) =
-            if has_arrow { (names[..n_from].to_vec(), names[n_from..].to_vec()) } else { Default::default() };
-        let path = self.free_path(&decl.name.text);
-        self.stored.push(Stored {
-            kind,
-            root: self.root.clone(),
-            path,
-            stack,
-            axes,
-            from,
-            to,
-            span: decl.span,
-            local: locals.into_iter().map(|axis| axis.name).collect(),
-            arrow,
-            copies: self.stack.clone(),
-            init: decl.init.clone(),
-            env: env.clone(),
-            dtype,
-        });
-        Ok(Some(StoredId(self.stored.len() as u32 - 1)))
-    }
-
     /// The path here, with the copies on the way.
     fn path_steps(&self) -> Vec<Step> {
         let copies = |i: usize| {
@@ -361,45 +258,6 @@ impl Elaborator<'_> {
             here.map(|(_, copies)| (copies.id, copies.axis.size)).collect()
         };
         self.path.iter().enumerate().map(|(i, name)| Step { name: name.clone(), copies: copies(i) }).collect()
-    }
-
-    /// The path of a weight here; two layers that share one get numbers.
-    fn free_path(&self, name: &str) -> String {
-        let base: String = self.path.iter().map(|step| format!("{step}.")).collect::<String>() + name;
-        let is_taken = |path: &str| self.stored.iter().any(|known| known.root == self.root && known.path == path);
-        if !is_taken(&base) {
-            return base;
-        }
-        let mut n = 2;
-        while is_taken(&format!("{base}_{n}")) {
-            n += 1;
-        }
-        format!("{base}_{n}")
-    }
-
-    fn stored_axes(&mut self, env: &Env, items: &[ast::AxisItem]) -> Eval<Vec<Axis>> {
-        let mut out = Vec::new();
-        for item in items {
-            match &item.kind {
-                ast::AxisItemKind::Axis(axis) if axis.is_rest() => {
-                    return Err(self.error(
-                        Code::E0206,
-                        "a weight has no `..`",
-                        item.span,
-                        "what it would be is not known here",
-                    ));
-                }
-                ast::AxisItemKind::Axis(axis) => {
-                    for name in self.resolve(env, axis)? {
-                        let size = self.need_axis(env, &name, item.span)?;
-                        out.push(Axis::new(name, size));
-                    }
-                }
-                ast::AxisItemKind::Bind { axis, value } => out.push(self.declare_axis(env, &axis.text(), value)?),
-                _ => return Err(self.error(Code::E0217, "a type holds names of axes", item.span, "this is none")),
-            }
-        }
-        Ok(out)
     }
 
     /// `repeat[layer] Block[…](…)`, `each[expert] Mlp[…]()`
@@ -496,7 +354,12 @@ impl Elaborator<'_> {
                     let help = format!("it has {}", names.join(", "));
                     return Err(self.error_help(Code::E0217, message, span, "called like a function", help));
                 };
-                self.call_method(env, layer, &def, given, args, span)
+                if def.params.len() == 2 {
+                    let help = "give the first list by name, `model.call(…)`, and call what it gives";
+                    let message = format!("`call` of `{}` has two lists of parameters", code_name(layer));
+                    return Err(self.error_help(Code::E0217, message, span, "called like a function of one", help));
+                }
+                self.call_method(env, layer, &def, None, given, args, span)
             }
             LayerKind::Copies(copies, inner) => {
                 let inner = Layer { data: inner.data.clone(), outer: layer.outer.clone(), gather: None };
@@ -514,6 +377,7 @@ impl Elaborator<'_> {
         env: &Env,
         layer: &Layer,
         def: &Rc<FnDef>,
+        first: Option<&Vars>,
         given: Option<&Given>,
         args: Args,
         span: Span,
@@ -535,18 +399,11 @@ impl Elaborator<'_> {
         };
         let label = code_def_label(layer, def);
         let (header, signature) = self.fill_header(def.header.as_ref(), resolved.as_ref(), &label, span)?;
-        let params = match def.params.as_slice() {
-            [one] => one.as_slice(),
-            [] => &[],
-            _ => {
-                return Err(self.error(
-                    Code::E0704,
-                    "two lists of a layer's function are not in this version",
-                    span,
-                    "this call",
-                ));
-            }
-        };
+        let params = def.params.last().map_or(&[] as &[_], Vec::as_slice);
+        let env_inside = first
+            .into_iter()
+            .flatten()
+            .fold(layer.data.env.clone(), |env, (name, value)| env.with(name.clone(), value.clone()));
         // What is built inside of a layer trains as it does; what is only a helper follows who calls it.
         let training =
             if layer.data.root.is_empty() { env.frame.training } else { self.trained.contains(&layer.data.root) };
@@ -559,7 +416,7 @@ impl Elaborator<'_> {
             body: &def.body,
             header,
             signature,
-            vars: layer.data.env.vars.clone(),
+            vars: env_inside.vars,
             layer: Some(layer.clone()),
             training,
             packs: Default::default(),
@@ -595,7 +452,7 @@ impl Elaborator<'_> {
             }));
         }
         if let Some(def) = method_of(layer, name) {
-            return Ok(Some(Value::function(FunctionKind::Method { layer: layer.clone(), def })));
+            return Ok(Some(Value::function(FunctionKind::Method { layer: layer.clone(), def, first: None })));
         }
         if let Some(value) = layer.data.env.get(name).cloned() {
             return Ok(Some(self.seen_from_outside(layer, value)));
@@ -613,88 +470,6 @@ impl Elaborator<'_> {
                 Value::list(items.iter().map(|item| self.seen_from_outside(layer, item.clone())).collect())
             }
             value => value,
-        }
-    }
-
-    /// The tensor of a weight or state at this place: its input, cut or renamed by each `repeat` and `each` around.
-    pub(super) fn fetch(&mut self, id: StoredId) -> Eval<Tensor> {
-        let stored = &self.stored[id.0 as usize];
-        let copies = stored.copies.clone();
-        let (axes, local, arrow, span) = (stored.axes.clone(), stored.local.clone(), stored.arrow.clone(), stored.span);
-        let mut tensor = match (self.overrides.get(&id), self.next.get(&id)) {
-            (Some(tensor), _) | (None, Some(tensor)) => tensor.clone(),
-            (None, None) => self.stored_input(id),
-        };
-        for copy in &copies {
-            let Some(at) = self.scopes.iter().rposition(|scope| scope.id == copy.id) else { continue };
-            tensor = match self.scopes[at].next.get(&id) {
-                Some(next) => next.clone(),
-                None => self.enter_copies(at, &copy.graph, &tensor, span)?,
-            };
-        }
-        let pairs: Vec<(Name, Name)> = axes.iter().map(|axis| axis.name.clone()).zip(local).collect();
-        let mut tensor = self.rename(&tensor, &pairs, span)?;
-        tensor.arrow = arrow;
-        Ok(tensor)
-    }
-
-    /// The input of the outermost graph for a weight or state.
-    pub(super) fn stored_input(&mut self, id: StoredId) -> Tensor {
-        let name = self.stored_name(id);
-        let ty = self.stored_type(id);
-        let kind = match self.stored[id.0 as usize].kind {
-            StoredKind::Weight => InputKind::Weight,
-            StoredKind::State => InputKind::State,
-        };
-        self.outer_input(&name, kind, ty)
-    }
-
-    /// How graphs call a weight or state: its path, after the root's name unless the root trains.
-    pub fn stored_name(&self, id: StoredId) -> String {
-        let stored = &self.stored[id.0 as usize];
-        if stored.root.is_empty() || self.trained.first() == Some(&stored.root) {
-            stored.path.clone()
-        } else {
-            format!("{}:{}", stored.root, stored.path)
-        }
-    }
-
-    pub fn stored_type(&self, id: StoredId) -> Type {
-        let stored = &self.stored[id.0 as usize];
-        let axes = AxisSet::of(stored.stack.iter().chain(&stored.axes).cloned());
-        Type::new(stored.dtype, axes.unwrap_or_default())
-    }
-
-    /// All weights and layer states that were built, in order of declaration.
-    pub fn stored(&self) -> impl Iterator<Item = (StoredId, &Stored)> {
-        self.stored.iter().enumerate().map(|(i, stored)| (StoredId(i as u32), stored))
-    }
-
-    /// The weights and states inside of a value: of a layer, of a list or a record of layers.
-    pub fn stored_of(&self, value: &Value) -> Vec<StoredId> {
-        let mut ids = Vec::new();
-        self.collect_stored(value, &mut ids);
-        ids.sort();
-        ids.dedup();
-        ids
-    }
-
-    fn collect_stored(&self, value: &Value, ids: &mut Vec<StoredId>) {
-        match value {
-            Value::Layer(layer) => {
-                ids.extend(layer.data.stored.iter().copied());
-                // A layer that was handed to another is used by it, wherever it was built.
-                let mut at = layer.data.env.vars.clone();
-                while let Some(var) = at {
-                    if let Value::Layer(_) | Value::List(_) | Value::Record(_) = var.value {
-                        self.collect_stored(&var.value, ids);
-                    }
-                    at = var.next.clone();
-                }
-            }
-            Value::List(items) | Value::Tuple(items) => items.iter().for_each(|item| self.collect_stored(item, ids)),
-            Value::Record(fields) => fields.iter().for_each(|(_, field)| self.collect_stored(field, ids)),
-            _ => {}
         }
     }
 

@@ -58,6 +58,7 @@ mod builtins;
 mod call;
 mod copies;
 mod cross;
+mod decoder;
 mod draw;
 mod eval;
 mod fill;
@@ -67,9 +68,11 @@ mod load;
 mod loops;
 mod names;
 mod optimizers;
+mod positions;
 mod rebuild;
 mod scope;
 mod states;
+mod stored;
 mod train;
 mod tree;
 mod types;
@@ -135,6 +138,8 @@ pub struct Elaborator<'w> {
     levels: Vec<graphs::Level>,
     inputs: HashMap<String, Tensor>,
     phase: Phase,
+    /// Fields of a batch whose values are below a number.
+    bounds: HashMap<String, u64>,
     scope: Name,
     overrides: HashMap<StoredId, Tensor>,
     next: BTreeMap<StoredId, Tensor>,
@@ -187,6 +192,7 @@ impl<'w> Elaborator<'w> {
             levels: Vec::new(),
             inputs: HashMap::new(),
             phase: Phase::Forward,
+            bounds: HashMap::new(),
             scope: Name::from(""),
             overrides: HashMap::new(),
             next: BTreeMap::new(),

@@ -163,7 +163,7 @@ impl Elaborator<'_> {
             return Some(value.clone());
         }
         let def = this.data.code.as_ref()?.methods.iter().find(|def| def.name.text == name)?.clone();
-        Some(Value::function(FunctionKind::Method { layer: this.clone(), def }))
+        Some(Value::function(FunctionKind::Method { layer: this.clone(), def, first: None }))
     }
 
     fn item_value(&mut self, (file, name): (usize, String), span: Span) -> Eval<Value> {

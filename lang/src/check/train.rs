@@ -19,6 +19,7 @@ impl Elaborator<'_> {
         self.n_levels += 1;
         self.levels = vec![Level::new(self.n_levels, None)];
         self.inputs.clear();
+        self.bounds.clear();
         self.next.clear();
         self.losses.clear();
         self.watches.clear();
@@ -41,6 +42,11 @@ impl Elaborator<'_> {
             let frame = Frame::clone_of(&file.env.frame, training);
             file.env = Env { vars: None, frame: Rc::new(frame) };
         }
+    }
+
+    /// The values of a field of the batch are below this number.
+    pub fn set_bound(&mut self, field: &str, bound: u64) {
+        self.bounds.insert(field.to_string(), bound);
     }
 
     pub fn set_phase(&mut self, phase: Phase) {

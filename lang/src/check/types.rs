@@ -284,7 +284,7 @@ impl Elaborator<'_> {
         if casts && wanted.is_some_and(|wanted| kind_of(wanted) == Kind::Float) && kind_of(has) != Kind::Bool {
             return self.cast(tensor, DType::F32, span);
         }
-        let message = format!("{what} is {}, not {has}", dtype.name.text);
+        let message = format!("{what} is declared as {}, and this is {has}", dtype.name.text);
         let help = match kind_of(has) {
             Kind::Float => "`int(x)` rounds toward zero, `x > 0` makes a boolean",
             Kind::Int => "compare it, `x > 0`, for a boolean",

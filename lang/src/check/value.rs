@@ -49,6 +49,8 @@ pub enum Value {
     Layer(Layer),
     /// `adamw(lr: 1e-3)`
     Optimizer(Rc<Optimizer>),
+    /// `decoder[t](model)`
+    Decoder(Rc<super::decoder::Decoder>),
     /// `value at "pattern"`
     At {
         value: Rc<Value>,
@@ -212,6 +214,8 @@ pub enum FunctionKind {
     Method {
         layer: Layer,
         def: Rc<ast::FnDef>,
+        /// As of `Def`.
+        first: Option<Rc<Vars>>,
     },
     /// Copies of a layer, with axes given for the call.
     LayerCall(Layer),
@@ -235,6 +239,11 @@ pub enum FunctionKind {
     Constant(Rc<Value>),
     /// `watch(model, "blocks.*")`
     Watch(Layer, Rc<str>),
+    /// `d.read`, or `d.keep`
+    Decoder {
+        decoder: Rc<super::decoder::Decoder>,
+        keeps: bool,
+    },
     /// `adamw`, before it has its parameters.
     Optimizer(Rc<OptimizerCode>),
     /// `inner.step` of an optimizer.
@@ -439,6 +448,7 @@ impl Value {
             Value::Maker(_) => "a layer that is not built yet",
             Value::Layer(_) => "a layer",
             Value::Optimizer(_) => "an optimizer",
+            Value::Decoder(_) => "a decoder",
             Value::At { .. } => "a selection",
             Value::Host(_) | Value::Made(_) => "a word of stages",
         }

@@ -77,6 +77,7 @@ codes! {
     E0220: "a state or a loss where it cannot be";
     E0221: "a stage where a value is needed";
     E0222: "a name is defined twice";
+    E0223: "a model that cannot be decoded step by step";
     E0301: "a field that the block does not have";
     E0302: "a field that the block needs is missing";
     E0303: "a value of another kind than the field takes";

@@ -1,5 +1,6 @@
 //! The recipe while its blocks are read: the evaluator, the data that is known so far, and the answers to readers.
 
+use std::collections::BTreeSet;
 use std::rc::Rc;
 
 use mdl_graph::Axis;
@@ -115,10 +116,39 @@ impl<'w> Context<'w> {
         blocks
     }
 
-    /// Builds every model, also those that no stage uses: their mistakes are mistakes.
-    pub(crate) fn models(&mut self, file: &ast::File) {
+    /// The sizes of all axes of the recipe, also of those that nothing uses.
+    pub(crate) fn axes(&mut self, file: &ast::File) {
+        for name in declared_axes(file).map(str::to_owned).collect::<Vec<_>>() {
+            // What is wrong was reported.
+            let _: Result<Option<Axis>, Reported> = self.axis(&name);
+        }
+    }
+
+    /// The `train` blocks that words name, by themselves or through items of the recipe.
+    pub(crate) fn trained_names(&self, words: BTreeSet<String>) -> Vec<String> {
+        let file = self.file();
+        let (mut all, mut fresh) = (words.clone(), words);
+        while !fresh.is_empty() {
+            let named = |item: &&ast::Item| {
+                !matches!(item.kind, ItemKind::Stage(_)) && item.name().is_some_and(|name| fresh.contains(&name.text))
+            };
+            let more = self.elab.words(file.items.iter().filter(named).map(|item| item.span));
+            fresh = more.difference(&all).cloned().collect();
+            all.extend(fresh.iter().cloned());
+        }
+        let trained = self.names.iter().filter(|(kind, name)| *kind == "train" && all.contains(name));
+        trained.map(|(_, name)| name.clone()).collect()
+    }
+
+    /// Builds every model, also those that no stage uses: their mistakes are mistakes. Those that use trained stages are built
+    /// once these are known.
+    pub(crate) fn models(&mut self, file: &ast::File, of_trained: bool) {
         for item in &file.items {
-            if let ItemKind::Model { name, .. } = &item.kind {
+            if let ItemKind::Model { name, value } = &item.kind {
+                let words = self.elab.words(std::iter::once(value.span));
+                if self.trained_names(words).is_empty() == of_trained {
+                    continue;
+                }
                 let expr = Expr { kind: ExprKind::Name(name.text.clone()), span: name.span };
                 // What is wrong was reported.
                 let _: Result<Value, Stop> = self.elab.eval(&self.env, &expr);

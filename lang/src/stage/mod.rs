@@ -50,13 +50,15 @@ pub fn check(
             program.stages.push(block.stage(Vec::new(), StageKind::Data(spec)));
         }
     }
-    context.models(&file);
+    context.axes(&file);
+    context.models(&file, false);
     let trains = blocks.iter().filter(|block| block.kind.name == "train").collect();
     for block in context.in_order(trains) {
         if let Some((needs, spec)) = context.train(block) {
             program.stages.push(block.stage(needs, StageKind::Train(Box::new(spec))));
         }
     }
+    context.models(&file, true);
     for block in blocks.iter().filter(|block| block.kind.name == "eval") {
         if let Some((needs, spec)) = context.eval(block) {
             program.stages.push(block.stage(needs, StageKind::Eval(Box::new(spec))));

@@ -252,6 +252,14 @@ impl Context<'_> {
         let mut fields = Vec::new();
         for field in &facts.fields {
             let axes = AxisSet::of(field.axes.iter().cloned().chain([Axis::new(BATCH, rows)])).unwrap_or_default();
+            let bound = match field.name.as_str() {
+                "ids" | "next" => facts.vocab,
+                "label" => facts.classes,
+                _ => 0,
+            };
+            if bound > 0 {
+                self.elab.set_bound(&field.name, bound);
+            }
             fields.push((
                 field.name.clone(),
                 self.elab.input(&field.name, InputKind::Batch, Type::new(field.dtype, axes)),

@@ -66,8 +66,7 @@ impl Context<'_> {
         let mut left: Vec<(&Block<'_>, Vec<String>)> = Vec::new();
         for block in &blocks {
             let words = self.elab.words(block.ast.fields.iter().map(|field| field.value.span));
-            let named = blocks.iter().filter(|other| words.contains(other.name)).map(|other| other.name.to_owned());
-            left.push((block, named.collect()));
+            left.push((block, self.trained_names(words)));
         }
         let mut order: Vec<&Block<'_>> = Vec::new();
         while !left.is_empty() {

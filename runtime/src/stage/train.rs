@@ -332,7 +332,10 @@ impl<'a> Training<'a> {
 fn kept_states(spec: &TrainSpec, step: &Executable) -> Vec<Name> {
     let mut names: Vec<Name> = spec.states.iter().map(|state| state.name.clone()).collect();
     let added = step.plan().states.iter().filter(|state| state.kind == InputKind::State).map(|state| &state.name);
-    names.extend(added.filter(|name| !spec.states.iter().any(|state| state.name == **name)).cloned());
+    let is_known = |name: &Name| {
+        spec.states.iter().any(|state| state.name == *name) || spec.reads.iter().any(|read| read.input == *name)
+    };
+    names.extend(added.filter(|name| !is_known(name)).cloned());
     names
 }
 

@@ -107,6 +107,7 @@ builtins! {
     "grad", "`grad(y, of: x)`: the gradient of a number, of a tensor or of a model", make::only_bracket;
     "weights", "`weights(model)`: a record of its weights by path", make::weights;
     "watch", "`watch(model, \"blocks.*\")(x)`: (result, what the layers at a path give)", crate::check::watch::watch;
+    "decoder", "`decoder[t](model, room: n)`: the model a few positions at a time; `d.read(d.empty, ids)` gives (memory, result)", crate::check::decoder::decoder;
     "json", "`json(path)`: the value of a JSON file", make::json;
 }
 
@@ -130,7 +131,7 @@ static CONSTANTS: &[Builtin] = &[
 ];
 
 /// What is of the language, but comes later.
-const LATER: &[&str] = &["decoder", "merge", "load", "generate", "assistant"];
+const LATER: &[&str] = &["merge", "load", "generate", "assistant"];
 
 pub(super) fn find(name: &str) -> Option<&'static Builtin> {
     BUILTINS.iter().chain(CONSTANTS).find(|builtin| builtin.name == name)

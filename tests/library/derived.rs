@@ -1,8 +1,8 @@
 //! The derived decoder gives what the forward pass gives, position by position, or refuses.
 
-use mdl_compiler::decode::{POS, decode};
 use mdl_compiler::reference::{Tensor, eval};
 use mdl_graph::{Axis, AxisSet, DType, Graph, Input, InputKind, Loop, Name, NodeId, Op, Role, Scalar, Type};
+use mdl_lang::decode::{POS, decode};
 
 const T: u64 = 7;
 
