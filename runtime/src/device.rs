@@ -58,7 +58,7 @@ pub fn plan_step(spec: &TrainSpec, machine: Machine) -> Result<Plan, StepError> 
     let planning = PlanOptions { orders: orders(spec), ..PlanOptions::default() };
     let planned = |budget: Option<u64>| compile(&spec.step, &options(spec), &planning, budget);
     let budget = spec.memory.as_ref().map(|memory| memory.bytes);
-    let mut plan = planned(budget)?;
+    let mut plan = planned(None)?;
     let mut beside = machine.workspace_bytes(&plan);
     if let Some(budget_bytes) = budget.filter(|budget| plan.report.peak_bytes + beside > *budget) {
         // What is recomputed needs no other workspace than what is computed, or hardly another.
