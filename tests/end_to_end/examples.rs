@@ -48,8 +48,31 @@ fn digits() {
 
 #[test]
 fn bench() {
-    let flags = ["--steps", "4", "--layers", "1", "--heads", "2", "--width", "16", "--context", "8", "--batch", "2"];
-    runs("examples/bench.mdl", &flags, &["base"]);
+    runs("examples/bench.mdl", &[&["--steps", "4"][..], &SMALL].concat(), &["base"]);
+}
+
+/// Flags that make `bench.mdl` small.
+const SMALL: [&str; 10] = ["--layers", "1", "--heads", "2", "--width", "16", "--context", "8", "--batch", "2"];
+
+#[test]
+fn a_step_is_profiled() {
+    let folder = Folder::new();
+    let (out, trace) = (folder.path("out"), folder.path("trace.json"));
+    let (out, trace) = (out.to_str().expect("ASCII"), trace.to_str().expect("ASCII"));
+    let words = ["profile", "examples/bench.mdl", "--measure", "3", "--json", "--out", out, "--trace", trace];
+    let said = succeed(&[&words[..], &SMALL].concat());
+    let lines: Vec<serde_json::Value> = said.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
+    let (step, kernels) = lines.split_first().expect("a line for the step");
+    let launches: u64 = kernels.iter().filter_map(|line| line["launches"].as_u64()).sum();
+    let plan =
+        succeed(&[&["build", "examples/bench.mdl", "--emit", "plan", "--json", "--out", out][..], &SMALL].concat());
+    let plan: serde_json::Value = serde_json::from_str(&plan).expect("JSON");
+    assert_eq!(Some(launches), plan["report"]["launches"].as_u64());
+    assert!(kernels.iter().all(|line| line["ms"].as_f64().is_some_and(|ms| ms > 0.0)), "{said}");
+    assert!(step["step_ms"].as_f64().is_some_and(|ms| ms > 0.0) && step["peak_flops"].is_number(), "{step}");
+    let trace: serde_json::Value = serde_json::from_str(&read(Path::new(trace))).expect("JSON");
+    assert_eq!(trace["traceEvents"].as_array().map(Vec::len), Some(launches as usize));
+    assert!(!Path::new(out).join("base").exists(), "a profile leaves no results");
 }
 
 #[test]
