@@ -138,7 +138,7 @@ fn a_step_that_the_compiler_refuses() {
 fn blocks_and_codes_are_explained() {
     assert!(succeed(&["explain", "e0204"]).starts_with("# E0204"));
     let train = succeed(&["explain", "train"]);
-    for part in ["# train", "## objective", "- required", "- default: adamw(lr: 3e-4)", "`every(steps, keep"] {
+    for part in ["# train", "## objective", "- required", "- default: adamw(lr: 3e-4)", "`every(steps)`", "`keep`"] {
         assert!(train.contains(part), "{part} in {train}");
     }
 }
