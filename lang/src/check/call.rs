@@ -167,7 +167,7 @@ impl Elaborator<'_> {
                         FunctionKind::Method { layer: layer.clone(), def: def.clone(), first: Some(Rc::new(vars)) };
                     return Ok(Value::Function(Rc::new(Function { kind, given: function.given.clone() })));
                 }
-                self.call_method(env, layer, def, first.as_deref(), function.given.as_ref(), args, span)
+                self.call_method(env, layer, (def, first.as_deref()), function.given.as_ref(), args, span)
             }
             FunctionKind::LayerCall(layer) => self.call_layer(env, layer, function.given.as_ref(), args, span),
             FunctionKind::Lambda { params, body, env: inner } => {

@@ -359,7 +359,7 @@ impl Elaborator<'_> {
                     let message = format!("`call` of `{}` has two lists of parameters", code_name(layer));
                     return Err(self.error_help(Code::E0217, message, span, "called like a function of one", help));
                 }
-                self.call_method(env, layer, &def, None, given, args, span)
+                self.call_method(env, layer, (&def, None), given, args, span)
             }
             LayerKind::Copies(copies, inner) => {
                 let inner = Layer { data: inner.data.clone(), outer: layer.outer.clone(), gather: None };
@@ -376,8 +376,7 @@ impl Elaborator<'_> {
         &mut self,
         env: &Env,
         layer: &Layer,
-        def: &Rc<FnDef>,
-        first: Option<&Vars>,
+        (def, first): (&Rc<FnDef>, Option<&Vars>),
         given: Option<&Given>,
         args: Args,
         span: Span,
