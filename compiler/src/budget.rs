@@ -26,17 +26,6 @@ pub enum StepError {
 }
 
 impl StepError {
-    /// The same for somebody who needs so much beside the step.
-    #[must_use]
-    pub fn beside(self, bytes: u64) -> StepError {
-        match self {
-            StepError::Memory { budget_bytes, least_bytes } => {
-                StepError::Memory { budget_bytes: budget_bytes + bytes, least_bytes: least_bytes + bytes }
-            }
-            other => other,
-        }
-    }
-
     /// The expression in the recipe that stands in the way, where there is one.
     pub fn span(&self) -> Option<Span> {
         match self {

@@ -56,21 +56,30 @@ impl Machine {
 /// this machine, and so does the stage's budget.
 pub fn plan_step(spec: &TrainSpec, machine: Machine) -> Result<Plan, StepError> {
     let planning = PlanOptions { orders: orders(spec), ..PlanOptions::default() };
-    let planned = |budget: Option<u64>| compile(&spec.step, &options(spec), &planning, budget);
-    let budget = spec.memory.as_ref().map(|memory| memory.bytes);
-    let mut plan = planned(None)?;
-    let mut beside = machine.workspace_bytes(&plan);
-    if let Some(budget_bytes) = budget.filter(|budget| plan.report.peak_bytes + beside > *budget) {
-        // What is recomputed needs no other workspace than what is computed, or hardly another.
-        plan = planned(Some(budget_bytes.saturating_sub(beside))).map_err(|error| error.beside(beside))?;
-        beside = machine.workspace_bytes(&plan);
-        let least_bytes = plan.report.peak_bytes + beside;
-        if least_bytes > budget_bytes {
-            return Err(StepError::Memory { budget_bytes, least_bytes });
-        }
+    let planned = |saved_bytes: Option<u64>, budget: Option<u64>| -> Result<(Plan, u64), StepError> {
+        let options = Options { saved_bytes, ..options(spec) };
+        let mut plan = compile(&spec.step, &options, &planning, budget)?;
+        let beside = machine.workspace_bytes(&plan);
+        plan.report.add_workspace(beside);
+        Ok((plan, beside))
+    };
+    let (whole, beside) = planned(None, None)?;
+    let Some(budget_bytes) = spec.memory.map(|memory| memory.bytes).filter(|most| whole.report.peak_bytes > *most)
+    else {
+        return Ok(whole);
+    };
+    let (least, beside_least) = planned(Some(0), None)?;
+    let least_bytes = least.report.peak_bytes;
+    if least_bytes > budget_bytes {
+        return Err(StepError::Memory { budget_bytes, least_bytes });
     }
-    plan.report.add_workspace(beside);
-    Ok(plan)
+    // In between, what launches need is hardly another.
+    let most = budget_bytes.saturating_sub(beside.max(beside_least));
+    match planned(None, Some(most)) {
+        Ok((between, _)) if between.report.peak_bytes <= budget_bytes => Ok(between),
+        Ok(_) | Err(StepError::Memory { .. }) => Ok(least),
+        Err(error) => Err(error),
+    }
 }
 
 /// The processor that stages run on.
