@@ -12,7 +12,7 @@ use super::Elaborator;
 use super::value::{Env, FnCode, Frame, LayerCode, OptimizerCode, Value};
 use crate::diag::{Code, Diagnostic, nearest};
 use crate::syntax::ast::{self, AxisDecl, Expr, FileId, ItemKind, Member, MemberKind, Span, UseFrom};
-use crate::syntax::parse;
+use crate::syntax::{parse, words};
 
 macro_rules! library {
     ($($path:literal)*) => {
@@ -166,14 +166,7 @@ impl Elaborator<'_> {
 
     /// All words of a piece of text: a superset of the axis names that it says.
     fn mentions(&self, span: Span) -> Rc<BTreeSet<String>> {
-        let text = self.sources.slice(span);
-        let is_word = |c: char| c.is_alphanumeric() || c == '_' || c == '\'';
-        Rc::new(
-            text.split(|c| !is_word(c))
-                .filter(|word| word.starts_with(|c: char| c.is_alphabetic() || c == '_'))
-                .map(str::to_string)
-                .collect(),
-        )
+        Rc::new(words(self.sources.slice(span)))
     }
 
     fn resolve_use(&mut self, at: usize, used: &ast::Use, span: Span) {

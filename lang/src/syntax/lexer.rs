@@ -4,6 +4,8 @@
 //! is a token all the same (`Unknown`, an unclosed string), so this never fails; `layout` reports. The grammar does not
 //! see these tokens, but reads the same text again, with comments and meaningless newlines blanked out.
 
+use std::collections::BTreeSet;
+
 /// A piece of text, `text[start..end]`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Token {
@@ -49,6 +51,25 @@ impl Token {
     pub(crate) fn is_code(self) -> bool {
         !self.is_comment() && self.kind != TokenKind::Newline
     }
+}
+
+/// Every word of the code in a text; of strings those with `{…}`, in which names are put in.
+pub(crate) fn words(source: &str) -> BTreeSet<String> {
+    let mut found = BTreeSet::new();
+    for token in tokens(source) {
+        let text = token.text(source);
+        match token.kind {
+            TokenKind::Word => {
+                found.insert(text.to_string());
+            }
+            TokenKind::Str { .. } if text.contains('{') => {
+                let inside = text.split(|c: char| !(c.is_ascii_alphanumeric() || c == '_' || c == '\''));
+                found.extend(inside.filter(|word| !word.is_empty()).map(str::to_string));
+            }
+            _ => {}
+        }
+    }
+    found
 }
 
 /// Whether a line that ends with this token goes on: an operator, a comma, a word that wants more.

@@ -16,4 +16,5 @@ mod literal;
 mod parse;
 
 pub use fmt::format;
+pub(crate) use lexer::words;
 pub use parse::{decode, parse};
