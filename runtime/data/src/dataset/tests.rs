@@ -2,10 +2,11 @@
 
 use super::*;
 use crate::facts::describe;
-use crate::problem::UNKNOWN_CHAR;
+use crate::problem::{BAD_LABEL, EMPTY, MISMATCH, UNKNOWN_CHAR, WINDOW};
 use crate::testing::{
     self, Scratch, addition, csv, files, idx, jsonl, lines, pad, random_tokens, shared, shares, spec, text, window,
 };
+use mdl_lang::spec::Tokenizer as TokenizerSpec;
 use std::fs;
 use std::time::Instant;
 

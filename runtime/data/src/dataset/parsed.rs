@@ -1,0 +1,191 @@
+//! Examples in parts, with labels numbered: what is known of data before it is encoded, and the tokenizer that encodes it.
+
+use super::checks::{fits, not_empty, number_labels, window_fits};
+use super::encode::{Encoder, SEPARATOR};
+use super::{Dataset, Part};
+use crate::facts::{Facts, FileFacts, PartFacts};
+use crate::problem::Checked;
+use crate::source::{Examples, SourceFile};
+use crate::tokenizer::{self, Tokenizer};
+use mdl_graph::{Axis, DType};
+use mdl_lang::spec::{DataFacts, DataSpec, Field, Form, Tokenizer as TokenizerSpec};
+use std::sync::Arc;
+
+/// Examples in parts, before they are encoded.
+pub(crate) struct Parsed {
+    parts: Vec<(String, Examples)>,
+    labels: Vec<String>,
+    files: Vec<FileFacts>,
+    tokenizer_files: Vec<SourceFile>,
+    notes: Vec<String>,
+    hash: String,
+}
+
+impl Parsed {
+    pub(super) fn new(
+        spec: &DataSpec,
+        mut parts: Vec<(String, Examples)>,
+        files: Vec<FileFacts>,
+        tokenizer_files: Vec<SourceFile>,
+        hash: String,
+    ) -> Checked<Parsed> {
+        let mut notes = Vec::new();
+        for (name, examples) in &mut parts {
+            if let Examples::Documents(documents) = examples {
+                let n = documents.len();
+                documents.retain(|document| !document.text.is_empty());
+                if documents.len() < n {
+                    notes.push(format!("{} rows of {name} without a text were left out", n - documents.len()));
+                }
+            }
+        }
+        let mut problems = Vec::new();
+        for (name, examples) in &parts {
+            problems.extend(not_empty(name, examples, parts.len()));
+            problems.extend(fits(spec, examples));
+        }
+        problems.dedup();
+        let labels = match number_labels(spec, &parts) {
+            Ok(labels) => labels,
+            Err(problem) => {
+                problems.push(problem);
+                Vec::new()
+            }
+        };
+        if !problems.is_empty() {
+            return Err(problems);
+        }
+        Ok(Parsed { parts, labels, files, tokenizer_files, notes, hash })
+    }
+
+    /// What is known without encoding. Characters and bytes can be counted; pieces cannot.
+    pub(crate) fn facts(self, spec: &DataSpec) -> Checked<Facts> {
+        match &spec.tokenizer {
+            // These are as quick to encode as to count.
+            None | Some(TokenizerSpec::Chars | TokenizerSpec::Bytes) => Ok(self.encode(spec)?.facts),
+            Some(TokenizerSpec::Bpe { vocab }) => {
+                tokenizer::check_bpe_size(*vocab)?;
+                Ok(self.facts_with(spec, *vocab))
+            }
+            Some(TokenizerSpec::File { span, .. }) => {
+                let vocab = tokenizer::vocab_of_files(&self.tokenizer_files).map_err(|p| p.span(*span))?;
+                Ok(self.facts_with(spec, u64::from(vocab)))
+            }
+        }
+    }
+
+    fn facts_with(&self, spec: &DataSpec, vocab: u64) -> Facts {
+        let parts: Vec<PartFacts> = self
+            .parts
+            .iter()
+            .map(|(name, examples)| PartFacts {
+                name: name.clone(),
+                rows: rows_before_encoding(examples, &spec.form),
+                tokens: None,
+                counted_bytes: 0,
+            })
+            .collect();
+        let data = DataFacts {
+            vocab,
+            classes: self.labels.len() as u64,
+            fields: fields(&spec.form, &self.parts, !self.labels.is_empty()),
+            rows: parts.iter().map(|part| (part.name.clone(), part.rows.unwrap_or(0))).collect(),
+            hash: self.hash.clone(),
+        };
+        let (labels, files, notes) = (self.labels.clone(), self.files.clone(), self.notes.clone());
+        Facts { data, labels, parts, files, notes }
+    }
+
+    /// Numbers the tokens.
+    pub(crate) fn encode(self, spec: &DataSpec) -> Checked<Dataset> {
+        let tokenizer = self.tokenizer(spec)?;
+        let vocab = match (&tokenizer, self.parts.first()) {
+            (Some(tokenizer), _) => u64::from(tokenizer.vocab_size()),
+            (None, Some((_, Examples::Ids { vocab, .. }))) => u64::from(*vocab),
+            (None, _) => 0,
+        };
+        let mut facts = self.facts_with(spec, vocab);
+        let mut problems = Vec::new();
+        let mut parts = Vec::new();
+        for (idx, (name, examples)) in self.parts.into_iter().enumerate() {
+            let encoder = Encoder { tokenizer: tokenizer.as_ref(), vocab, labels: &self.labels, form: &spec.form };
+            match encoder.part(&name, examples, &self.files, &mut facts.parts[idx], &mut facts.notes) {
+                Ok(content) => {
+                    // The first part is what is trained on; the others may be shorter than a window.
+                    problems.extend(window_fits(&name, &content, &spec.form, idx == 0));
+                    parts.push(Arc::new(Part { name, content }));
+                }
+                Err(problem) => problems.push(problem),
+            }
+        }
+        if !problems.is_empty() {
+            return Err(problems);
+        }
+        facts.data.rows = facts.parts.iter().map(|part| (part.name.clone(), part.rows.unwrap_or(0))).collect();
+        Ok(Dataset { facts, tokenizer, form: spec.form.clone(), seed: spec.seed, parts })
+    }
+
+    fn tokenizer(&self, spec: &DataSpec) -> Checked<Option<Tokenizer>> {
+        Ok(match &spec.tokenizer {
+            None => None,
+            Some(TokenizerSpec::Bytes) => Some(Tokenizer::bytes()),
+            // Every part, not the training part alone: a character that only the validation text has would else be an
+            // error that says nothing about the model. Its row of the embedding is simply not trained.
+            Some(TokenizerSpec::Chars) => {
+                let mut texts = self.parts.iter().flat_map(|(_, examples)| texts(examples)).collect::<Vec<_>>();
+                if matches!(spec.form, Form::Window { .. })
+                    && self.parts.iter().any(|(_, examples)| matches!(examples, Examples::Documents(_)))
+                {
+                    texts.push(SEPARATOR);
+                }
+                Some(Tokenizer::chars(&texts))
+            }
+            Some(TokenizerSpec::Bpe { vocab }) => {
+                let size = tokenizer::check_bpe_size(*vocab)?;
+                let train = self.parts.first().map(|(_, examples)| texts(examples)).unwrap_or_default();
+                Some(Tokenizer::learn_bpe(&train, size)?)
+            }
+            Some(TokenizerSpec::File { span, .. }) => {
+                Some(Tokenizer::from_files(&self.tokenizer_files).map_err(|problem| problem.span(*span))?)
+            }
+        })
+    }
+}
+
+fn texts(examples: &Examples) -> Vec<&str> {
+    match examples {
+        Examples::Text(text) => vec![text],
+        Examples::Documents(documents) => documents.iter().map(|document| document.text.as_str()).collect(),
+        Examples::Pictures(_) | Examples::Ids { .. } => Vec::new(),
+    }
+}
+
+fn fields(form: &Form, parts: &[(String, Examples)], has_labels: bool) -> Vec<Field> {
+    let field = |name: &str, dtype: DType, axes: Vec<Axis>| Field { name: name.to_string(), dtype, axes };
+    let mut fields = Vec::new();
+    match (form, parts.first()) {
+        (Form::Window { axis } | Form::Pad { axis }, _) => {
+            for name in ["ids", "next"] {
+                fields.push(field(name, DType::I32, vec![axis.clone()]));
+            }
+            fields.push(field("mask", DType::Bool, vec![axis.clone()]));
+        }
+        (Form::Rows, Some((_, Examples::Pictures(pictures)))) => {
+            let axes = [("row", pictures.rows), ("column", pictures.columns), ("channel", pictures.channels)];
+            fields.push(field("image", DType::F32, axes.map(|(name, size)| Axis::new(name, size as u64)).into()));
+        }
+        (Form::Rows, _) => {}
+    }
+    if has_labels {
+        fields.push(field("label", DType::I32, Vec::new()));
+    }
+    fields
+}
+
+fn rows_before_encoding(examples: &Examples, form: &Form) -> Option<u64> {
+    match (examples, form) {
+        (Examples::Pictures(pictures), _) => Some(pictures.len() as u64),
+        (Examples::Documents(documents), Form::Pad { .. }) => Some(documents.len() as u64),
+        _ => None,
+    }
+}
