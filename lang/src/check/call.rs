@@ -228,13 +228,7 @@ impl Elaborator<'_> {
         let mut env = env.clone();
         let mut vars = Vec::new();
         for (param, given) in params.iter().zip(matched) {
-            let (value, place) = match given {
-                Some((value, place)) => (value, place),
-                None => {
-                    let Some(default) = &param.default else { mdl_graph::bug!("a parameter without a value") };
-                    (self.eval(&env, default)?, default.span)
-                }
-            };
+            let (value, place) = self.given_or_default(&env, param, given)?;
             let name = pattern_name(&param.pattern);
             let value = match &param.ty {
                 Some(ty) => self.conform(&env, ty, value, place, &format!("`{name}`"))?,
@@ -313,17 +307,25 @@ impl Elaborator<'_> {
         if bad { Err(Stop) } else { Ok(matched) }
     }
 
+    /// What was given for a parameter, or its default, and where that stands.
+    pub(super) fn given_or_default(
+        &mut self,
+        env: &Env,
+        param: &Param,
+        given: Option<(Value, Span)>,
+    ) -> Eval<(Value, Span)> {
+        match (given, &param.default) {
+            (Some(given), _) => Ok(given),
+            (None, Some(default)) => Ok((self.eval(env, default)?, default.span)),
+            (None, None) => mdl_graph::bug!("a parameter without a value"),
+        }
+    }
+
     fn bind_lambda(&mut self, env: &Env, params: &[Param], args: Args, span: Span) -> Eval<Env> {
         let matched = self.match_args(params, args, "fn", span)?;
         let mut env = env.clone();
         for (param, given) in params.iter().zip(matched) {
-            let (value, place) = match given {
-                Some(given) => given,
-                None => {
-                    let Some(default) = &param.default else { mdl_graph::bug!("a parameter without a value") };
-                    (self.eval(&env, default)?, default.span)
-                }
-            };
+            let (value, place) = self.given_or_default(&env, param, given)?;
             let value = match &param.ty {
                 Some(ty) => self.conform(&env, ty, value, place, "the argument")?,
                 None => value,

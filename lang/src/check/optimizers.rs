@@ -57,13 +57,7 @@ impl Elaborator<'_> {
         let matched = self.match_args(&code.ast.params, args, name, span)?;
         let mut env = self.file_env(code.file);
         for (param, given) in code.ast.params.iter().zip(matched) {
-            let (value, place) = match given {
-                Some(given) => given,
-                None => {
-                    let Some(default) = &param.default else { mdl_graph::bug!("a parameter without a value") };
-                    (self.eval(&env, default)?, default.span)
-                }
-            };
+            let (value, place) = self.given_or_default(&env, param, given)?;
             let value = match &param.ty {
                 Some(ty) => self.conform(&env, ty, value, place, &format!("`{}`", pattern_name(&param.pattern)))?,
                 None => value,
