@@ -3,7 +3,6 @@
 //! In: a recipe's train stage. Out: a [`Profile`]: a row for each kernel and the launches of one step in order, from which
 //! the command line draws a table and writes a trace. Steps run on real batches from fresh weights; nothing is saved.
 
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use mdl_compiler::cost::{self, Cost};
@@ -100,7 +99,7 @@ pub fn profile(run: &mut Run<'_>, name: &str, spec: &TrainSpec, steps: u64) -> R
     let plan = run.plan(spec, stage)?;
     let mut step = Executable::of_plan(plan, &run.cpu)?;
     let fields = &dataset.facts.data.fields;
-    let mut batcher = Arc::clone(&dataset).batcher("train", spec.batch as usize, Order::Shuffled)?;
+    let mut batcher = dataset.batcher("train", spec.batch as usize, Order::Shuffled)?;
     step.lay_out(&mut batcher, fields);
     let mut tensors = Tensors::new();
     tensors.allocate(step.plan());
