@@ -20,10 +20,15 @@ use micro::{Micro, PANEL_ROWS, Panel, Tile};
 
 /// Rows of one task: the grain at which rows are dealt to threads.
 const TASK_ROWS: usize = 64;
-/// At most so many rows and columns at once: their product, 768 KiB, the packed B, 384 KiB, and the rows of A, 512 KiB, stay in
-/// a 2 MiB level-2 cache.
+/// Rows and columns at once where B is packed anew for them: the product, at most 384 KiB, and two blocks of A and of B, this one
+/// and the next, 1.4 MiB, stay in a 2 MiB level-2 cache.
 const ROW_BLOCK: usize = 512;
-const COLUMN_BLOCK: usize = 384;
+const COLUMN_BLOCK: usize = 192;
+/// The same where a column block of B stays packed, in at most so many bytes for each thread, for all rows: these need not be
+/// many.
+const KEPT_ROWS: usize = 128;
+const KEPT_COLUMNS: usize = 384;
+const KEPT_BYTES: usize = 4 << 20;
 /// Packing B pays off when more rows than this use it.
 const FEW_ROWS: usize = 64;
 /// A panel of B, `K_BLOCK` by 32, is 32 KiB and stays in a 48 KiB level-1 cache.
@@ -32,6 +37,9 @@ const K_BLOCK: usize = 256;
 /// Compiled body: (buffers, first and last row of batch · m, outer index of n, first and last position of the strip, product
 /// at the first, product row length in elements, scratch).
 pub(crate) type Epilogue = unsafe extern "C" fn(*const *mut u8, u64, u64, u64, u64, u64, *const u8, u64, *mut u8);
+
+/// Which batch and column block of B a worker's scratch holds, packed whole: the worker says so from one call to the next.
+pub(crate) type Packed = Option<(u64, usize)>;
 
 /// Where the finished product goes.
 #[derive(Clone, Copy)]
@@ -51,6 +59,8 @@ pub(crate) struct Contraction {
     m: usize,
     n: usize,
     k: usize,
+    /// All of a column block of B is packed once, for all rows.
+    keeps_b: bool,
     /// The extent of the body's strip: the last dimensions of n.
     pub(crate) n_last: usize,
     micro: Micro,
@@ -108,16 +118,36 @@ impl Side {
     }
 }
 
+/// What comes next: rows and k of an operand.
+#[derive(Clone)]
+struct Ahead {
+    rows: Rows,
+    k: Rows,
+}
+
 impl Side {
-    /// Asks for the lines of some rows at one k, if rows are adjacent and far from those of the next k: what no processor
-    /// guesses by itself.
-    fn fetch(&self, base: *const u8, element: usize, k: usize, rows: &Rows) {
-        if self.columns.is_none_or(|step| step < rows.len()) {
+    /// Asks for the lines of one part out of `parts` of a block, as runs in memory: no processor guesses by itself where the
+    /// next run begins.
+    fn fetch(&self, base: *const u8, element: usize, ahead: &Ahead, part: usize, parts: usize) {
+        if ahead.rows.is_empty() || ahead.k.is_empty() {
             return;
         }
-        let first = (self.rows[rows.start] + self.k[k]) as usize * element;
-        for offset in (0..rows.len() * element).step_by(64) {
-            prefetch::<1>(base.wrapping_add(first + offset));
+        let share =
+            |range: &Rows| range.start + range.len() * part / parts..range.start + range.len() * (part + 1) / parts;
+        let run = |first: i64, length: usize| {
+            let first = base.wrapping_offset(first as isize * element as isize);
+            for offset in (0..length * element).step_by(64) {
+                prefetch::<1>(first.wrapping_add(offset));
+            }
+        };
+        if self.k_adjacent {
+            for row in share(&ahead.rows) {
+                run(self.rows[row] + self.k[ahead.k.start], ahead.k.len());
+            }
+        } else if self.columns.is_some_and(|step| step >= ahead.rows.len()) {
+            for k in share(&ahead.k) {
+                run(self.rows[ahead.rows.start] + self.k[k], ahead.rows.len());
+            }
         }
     }
 }
@@ -187,18 +217,22 @@ impl Contraction {
         let a = Side::new(contract.a, &side(&contract.m, |dim| dim.a), &side(&contract.k, |dim| dim.a));
         let b = Side::new(contract.b, &side(&contract.n, |dim| dim.b), &side(&contract.k, |dim| dim.b));
         let micro = Micro::of(isa);
-        let n = size(&contract.n);
+        let (n, k) = (size(&contract.n), size(&contract.k));
+        let m = size(&contract.m);
+        let keeps_b = m > ROW_BLOCK && k * KEPT_COLUMNS * 4 <= KEPT_BYTES;
+        let columns = if keeps_b { KEPT_COLUMNS } else { COLUMN_BLOCK };
         Contraction {
             a,
             b,
             dtype: kernel.bufs[contract.a.buf.0 as usize].dtype,
             batch: contract.batch.clone(),
             n_batch: size(&contract.batch) as u64,
-            m: size(&contract.m),
+            m,
             n,
-            k: size(&contract.k),
+            k,
+            keeps_b,
             n_last: n.max(1),
-            width: n.div_ceil(n.div_ceil(COLUMN_BLOCK).max(1)).next_multiple_of(micro.panel),
+            width: n.div_ceil(n.div_ceil(columns).max(1)).next_multiple_of(micro.panel),
             micro,
             store: PlainStore::of(kernel, contract),
             finish: Finish::Copy,
@@ -224,8 +258,17 @@ impl Contraction {
         self.n_batch * self.n.div_ceil(self.width) as u64 * self.m.div_ceil(TASK_ROWS) as u64
     }
 
+    fn row_block(&self) -> usize {
+        if self.keeps_b { KEPT_ROWS } else { ROW_BLOCK }
+    }
+
     fn rows_at_once(&self) -> usize {
-        self.m.min(ROW_BLOCK).next_multiple_of(PANEL_ROWS)
+        self.m.min(self.row_block()).next_multiple_of(PANEL_ROWS)
+    }
+
+    /// Rows of k of the packed B.
+    fn k_of_b(&self) -> usize {
+        if self.keeps_b { self.k } else { self.k_at_once() }
     }
 
     fn k_at_once(&self) -> usize {
@@ -239,7 +282,7 @@ impl Contraction {
     pub(crate) fn scratch_bytes(&self) -> u64 {
         let number = if self.dtype == DType::F64 { 8 } else { 4 };
         let product = self.rows_at_once() * self.width * number;
-        let b = self.k_at_once() * self.width * 4;
+        let b = self.k_of_b() * self.width * 4;
         let a = if self.a_in_place() { 0 } else { self.rows_at_once() * self.k_at_once() * 4 };
         let ours = [product, b, a].into_iter().map(|bytes| bytes.next_multiple_of(64)).sum::<usize>();
         ours as u64 + self.body_scratch
@@ -249,26 +292,31 @@ impl Contraction {
     ///
     /// # Safety
     /// The kernel is verified, `bufs` are its buffers, `scratch` has `scratch_bytes()` bytes aligned to 64 for us alone, and
-    /// nobody runs the same tasks at once.
-    pub(crate) unsafe fn run(&self, bufs: Buffers<'_>, lo: u64, hi: u64, scratch: *mut u8) {
+    /// nobody runs the same tasks at once; `packed` is true of the scratch, nothing at first.
+    pub(crate) unsafe fn run(&self, bufs: Buffers<'_>, lo: u64, hi: u64, scratch: *mut u8, packed: &mut Packed) {
         let n_rows = self.m.div_ceil(TASK_ROWS) as u64;
         let n_columns = self.n.div_ceil(self.width) as u64;
         let mut task = lo;
         while task < hi {
-            // Neighbouring row blocks go together, so that B is packed once for them.
+            // Neighbouring rows go together, so that B is packed once for them.
             let (outer, row_task) = (task / n_rows, task % n_rows);
-            let together = (n_rows - row_task).min(hi - task).min((ROW_BLOCK / TASK_ROWS) as u64);
+            let together = (n_rows - row_task).min(hi - task);
             let (batch, column) = (outer / n_columns, (outer % n_columns) as usize * self.width);
-            let rows = row_task as usize * TASK_ROWS..((row_task + together) as usize * TASK_ROWS).min(self.m);
+            let all = row_task as usize * TASK_ROWS..((row_task + together) as usize * TASK_ROWS).min(self.m);
             let columns = column..(column + self.width).min(self.n);
-            // SAFETY: the block lies in the product, and the rest is the caller's promise.
-            unsafe {
-                if self.dtype == DType::F64 {
-                    self.block_f64(bufs, batch, rows.clone(), columns.clone(), scratch);
-                } else {
-                    self.block(bufs, batch, rows.clone(), columns.clone(), scratch);
+            let end = |row: usize| (row + self.row_block()).min(all.end);
+            for row in all.clone().step_by(self.row_block()) {
+                let rows = row..end(row);
+                // SAFETY: the block lies in the product, and the rest is the caller's promise.
+                unsafe {
+                    if self.dtype == DType::F64 {
+                        self.block_f64(bufs, batch, rows.clone(), columns.clone(), scratch);
+                    } else {
+                        let next = rows.end..end(rows.end);
+                        self.block(bufs, batch, rows.clone(), next, columns.clone(), scratch, packed);
+                    }
+                    self.finish_block(bufs, batch, rows, columns.clone(), scratch);
                 }
-                self.finish_block(bufs, batch, rows, columns, scratch);
             }
             task += together;
         }
@@ -286,8 +334,19 @@ impl Contraction {
         (a, b)
     }
 
-    /// One block of the product, into scratch or straight to where it is stored.
-    unsafe fn block(&self, bufs: Buffers<'_>, batch: u64, rows: Rows, columns: Rows, scratch: *mut u8) {
+    /// One block of the product, into scratch or straight to where it is stored: `next` are the rows
+    /// that follow.
+    #[allow(clippy::too_many_arguments, reason = "a place in the product")]
+    unsafe fn block(
+        &self,
+        bufs: Buffers<'_>,
+        batch: u64,
+        rows: Rows,
+        next: Rows,
+        columns: Rows,
+        scratch: *mut u8,
+        packed: &mut Packed,
+    ) {
         let (a_batch, b_batch) = self.batch_offsets(batch);
         let element = self.dtype.size_bytes() as usize;
         let start = |side: &Side, offset: i64| {
@@ -297,7 +356,7 @@ impl Contraction {
         let (a, b) = (start(&self.a, a_batch), start(&self.b, b_batch));
         let (n_rows, n_columns) = (rows.len(), columns.len());
         let b_at = (self.rows_at_once() * self.width * 4).next_multiple_of(64);
-        let a_at = b_at + (self.k_at_once() * self.width * 4).next_multiple_of(64);
+        let a_at = b_at + (self.k_of_b() * self.width * 4).next_multiple_of(64);
         let panel = self.micro.panel;
         // SAFETY: offsets within `scratch_bytes`.
         let (packed_b, packed_a) = unsafe { (scratch.add(b_at).cast::<f32>(), scratch.add(a_at).cast::<f32>()) };
@@ -314,26 +373,39 @@ impl Contraction {
         }
         // Of B, whole panels can be read in place; the last one may end within a vector, and is packed.
         let in_place_b = match self.b.columns {
-            Some(step) if self.dtype == DType::F32 && n_rows <= FEW_ROWS => Some((step, n_columns / panel * panel)),
+            Some(step) if self.dtype == DType::F32 && self.m <= FEW_ROWS => Some((step, n_columns / panel * panel)),
             _ => None,
         };
         let packed_from = in_place_b.map_or(0, |(_, whole)| whole);
+        let here = Some((batch, columns.start)).filter(|_| self.keeps_b);
+        let is_packed = here.is_some() && *packed == here;
+        *packed = here;
         let mut k0 = 0;
         while k0 < self.k {
             let depth = (self.k - k0).min(K_BLOCK);
             let (a_k, b_k) = (&self.a.k[k0..k0 + depth], &self.b.k[k0..k0 + depth]);
             let in_place = self.a_in_place();
             // SAFETY: `verify` checked that every (row, k) lies in its buffer; packed blocks fit their scratch.
+            let packed_b = unsafe { packed_b.add(if self.keeps_b { k0 * self.width } else { 0 }) };
+            // SAFETY: as above.
             unsafe {
-                let b_rows = &self.b.rows[columns.start + packed_from..columns.end];
-                self.pack(packed_b, panel, b, b_rows, b_k);
+                if !is_packed {
+                    let b_rows = &self.b.rows[columns.start + packed_from..columns.end];
+                    self.pack(packed_b, panel, b, b_rows, b_k);
+                }
                 let a_rows = &self.a.rows[rows.clone()];
                 if !in_place {
                     self.pack(packed_a, PANEL_ROWS, a, a_rows, a_k);
                 }
             }
-            // While this block of k is multiplied, the lines of the next come nearer, a few with each tile.
-            let next_k = (k0 + depth..(k0 + 2 * depth).min(self.k)).len();
+            // While this block is multiplied, the lines of the next come nearer, a few with each tile.
+            let next_k = k0 + depth..(k0 + depth + K_BLOCK).min(self.k);
+            let ahead_b = Ahead { rows: columns.clone(), k: next_k.clone() };
+            let ahead_a = if next_k.is_empty() {
+                Ahead { rows: next.clone(), k: 0..self.k.min(K_BLOCK) }
+            } else {
+                Ahead { rows: rows.clone(), k: next_k }
+            };
             let n_tiles = n_columns.div_ceil(panel) * n_rows.div_ceil(PANEL_ROWS);
             let mut tile = 0;
             for column in (0..n_columns).step_by(panel) {
@@ -348,9 +420,9 @@ impl Contraction {
                 let half = n_columns - column <= panel / 2;
                 for row in (0..n_rows).step_by(PANEL_ROWS) {
                     let height = (n_rows - row).min(PANEL_ROWS);
-                    for k in k0 + depth + tile * next_k / n_tiles..k0 + depth + (tile + 1) * next_k / n_tiles {
-                        self.a.fetch(a, element, k, &rows);
-                        self.b.fetch(b, element, k, &columns);
+                    self.a.fetch(a, element, &ahead_a, tile, n_tiles);
+                    if !self.keeps_b {
+                        self.b.fetch(b, element, &ahead_b, tile, n_tiles);
                     }
                     tile += 1;
                     // SAFETY: the tile lies in the product block, whose rows have whole panels; A rows are in their buffer.

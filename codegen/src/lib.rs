@@ -6,6 +6,7 @@
 
 mod clif;
 mod contract;
+mod deal;
 pub mod interp;
 mod isa;
 mod jit;

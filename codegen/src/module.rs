@@ -13,7 +13,8 @@ use mdl_compiler::kernel::{
 use mdl_graph::{DType, bug};
 
 use crate::clif::Drive;
-use crate::contract::{Contraction, Epilogue, Finish};
+use crate::contract::{Contraction, Epilogue, Finish, Packed};
+use crate::deal::Deal;
 use crate::isa::Isa;
 use crate::jit::{Code, CompileError, Jit};
 use crate::memory::Buffers;
@@ -74,6 +75,7 @@ pub struct Workspace {
     layout: Layout,
     partials: usize,
     scratch: usize,
+    deal: Deal,
 }
 
 // SAFETY: plain memory; a launch gives each thread its own part.
@@ -250,7 +252,8 @@ impl Module {
             handle_alloc_error(layout);
         }
         let partials = self.partial_bytes.next_multiple_of(64) as usize;
-        Workspace { base, layout, partials, scratch: self.scratch_bytes.next_multiple_of(4096) as usize }
+        let scratch = self.scratch_bytes.next_multiple_of(4096) as usize;
+        Workspace { base, layout, partials, scratch, deal: Deal::new(n_threads) }
     }
 
     /// Runs kernel number `kernel` to its end on all threads of the pool.
@@ -275,18 +278,22 @@ impl Module {
             unsafe { Buffers::new(&addresses) }
         };
         for stage in &compiled.stages {
-            let run = |worker: usize, n_workers: usize| {
-                let share = |at: usize| (u128::from(stage.tasks) * at as u128 / n_workers as u128) as u64;
-                // SAFETY: the workspace has scratch for each worker.
-                let scratch = unsafe { workspace.base.add(workspace.partials + worker * workspace.scratch) };
-                // SAFETY: tasks of one stage touch different memory, and the shares are disjoint.
-                unsafe { stage.run(bufs, share(worker), share(worker + 1), scratch) };
-            };
+            // SAFETY: the workspace has scratch for each worker.
+            let scratch =
+                |worker: usize| unsafe { workspace.base.add(workspace.partials + worker * workspace.scratch) };
             if stage.alone || stage.tasks <= 1 || pool.n_threads() == 1 {
-                run(0, 1);
-            } else {
-                pool.run(&run);
+                // SAFETY: nobody else runs.
+                unsafe { stage.run(bufs, 0, stage.tasks, scratch(0), &mut None) };
+                continue;
             }
+            workspace.deal.start(stage.tasks);
+            pool.run(&|worker, _| {
+                let mut packed = None;
+                while let Some((lo, hi)) = workspace.deal.take(worker) {
+                    // SAFETY: tasks of one stage touch different memory, and each is dealt once.
+                    unsafe { stage.run(bufs, lo, hi, scratch(worker), &mut packed) };
+                }
+            });
         }
     }
 }
@@ -294,7 +301,7 @@ impl Module {
 impl Stage {
     /// # Safety
     /// As [`Module::launch`], for tasks that nobody else runs.
-    unsafe fn run(&self, bufs: Buffers<'_>, lo: u64, hi: u64, scratch: *mut u8) {
+    unsafe fn run(&self, bufs: Buffers<'_>, lo: u64, hi: u64, scratch: *mut u8, packed: &mut Packed) {
         let mut start = 0;
         for (part, tasks) in &self.parts {
             let (from, to) = (lo.max(start) - start, hi.min(start + tasks).saturating_sub(start));
@@ -307,7 +314,7 @@ impl Stage {
                 match part {
                     Part::Interpret(kernel) => interp::run(kernel, bufs),
                     Part::Nest(entry) => entry(bufs.as_ptr(), from, to, scratch),
-                    Part::Contract(contraction) => contraction.run(bufs, from, to, scratch),
+                    Part::Contract(contraction) => contraction.run(bufs, from, to, scratch, packed),
                     Part::Scatter(scatter, rows, index) => scatter::run(scatter, *rows, *index, bufs, from, to),
                     Part::Prefix(prefix, dtype) => ordering::prefix(prefix, *dtype, bufs, from, to),
                     Part::Top(top, dtype) => ordering::top(top, *dtype, bufs, from, to, scratch),

@@ -102,10 +102,16 @@ fn random_contractions_agree_exactly() {
     }
 }
 
-/// Larger than a block in every direction, in the three layouts of a linear layer.
+/// Larger than a block in every direction, in the layouts of a linear layer: where B stays packed, where k is too long for
+/// that, and where rows are too few.
 #[test]
 fn blocks_and_panels_meet() {
-    let (m, n, k) = (531u64, 265, 260);
+    for sizes in [(531, 397, 40), (531, 33, 260), (531, 9, 2900), (70, 397, 260)] {
+        in_all_layouts(sizes);
+    }
+}
+
+fn in_all_layouts((m, n, k): (u64, u64, u64)) {
     for (a, b) in [((k, 1), (1, n)), ((k, 1), (k, 1)), ((1, m), (1, n)), ((1, m), (k, 1))] {
         let operand = |at| Operand { buf: BufId(at), base: 0 };
         // Strides of a along (m, k); of b along (n, k).
