@@ -1,7 +1,8 @@
 //! A fixed pool of threads: the caller and its helpers run one function together, and meet at the end.
 //!
-//! No queue, no stealing: work is dealt by position, so that every run does the same on the same thread. Helpers spin for a
-//! moment after a job, because the next launch usually follows at once, then sleep. A job allocates nothing.
+//! No queue: work is dealt in shares by position, one for each thread. A share that its thread has not begun when the caller is done with
+//! its own is taken by the caller, so that a helper which sleeps, or which the machine runs something else for, holds nobody up.
+//! Helpers spin for a moment after a job, because the next launch usually follows at once, then sleep. A job allocates nothing.
 
 use std::cell::UnsafeCell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -12,21 +13,24 @@ use std::thread::{self, JoinHandle};
 /// Turns of waiting before a helper sleeps: about 50 µs.
 const SPINS: u32 = 20_000;
 
-/// What a job is: called with (worker, number of workers).
+/// What a job is: called with (share, number of shares).
 type Job = dyn Fn(usize, usize) + Sync;
 
 struct Shared {
-    /// Counts jobs; a helper runs the job when it sees a new number.
+    /// Counts jobs; a helper runs its share of the job when it sees a new number.
     epoch: AtomicU64,
     job: UnsafeCell<Option<*const Job>>,
+    /// Of each helper the last job whose share somebody has begun, the helper or the caller.
+    begun: Vec<AtomicU64>,
+    /// Shares that are not done.
     running: AtomicU32,
     asleep: Vec<AtomicBool>,
     stop: AtomicBool,
     failed: AtomicBool,
 }
 
-// SAFETY: `job` is written only while no helper runs, before `epoch` is raised with release order, and read only after the new
-// epoch was seen with acquire order.
+// SAFETY: `job` is written only while no share is open, before `epoch` is raised with release order, and read only by who has seen the
+// new epoch with acquire order and begun a share of it, which keeps the job alive.
 unsafe impl Sync for Shared {}
 // SAFETY: the pointer inside is only used as above.
 unsafe impl Send for Shared {}
@@ -44,6 +48,7 @@ impl Pool {
         let shared = Arc::new(Shared {
             epoch: AtomicU64::new(0),
             job: UnsafeCell::new(None),
+            begun: (0..n_helpers).map(|_| AtomicU64::new(0)).collect(),
             running: AtomicU32::new(0),
             asleep: (0..n_helpers).map(|_| AtomicBool::new(false)).collect(),
             stop: AtomicBool::new(false),
@@ -67,7 +72,7 @@ impl Pool {
         self.helpers.len() + 1
     }
 
-    /// Runs `job(worker, n_threads)` on every thread and waits for all. Not to be called from inside a job.
+    /// Runs `job(share, n_threads)` for every share and waits for all. Not to be called from inside a job.
     pub fn run(&self, job: &(dyn Fn(usize, usize) + Sync)) {
         let n_threads = self.n_threads();
         if n_threads == 1 {
@@ -81,13 +86,16 @@ impl Pool {
             let forever = std::mem::transmute::<*const (dyn Fn(usize, usize) + Sync + '_), *const Job>(job);
             *shared.job.get() = Some(forever);
         }
-        shared.epoch.fetch_add(1, Ordering::SeqCst);
+        let epoch = shared.epoch.fetch_add(1, Ordering::SeqCst) + 1;
         for (asleep, helper) in shared.asleep.iter().zip(&self.helpers) {
             if asleep.load(Ordering::SeqCst) {
                 helper.thread().unpark();
             }
         }
         let own = catch_unwind(AssertUnwindSafe(|| job(0, n_threads)));
+        for helper in 0..self.helpers.len() {
+            shared.share(helper, epoch, n_threads);
+        }
         let mut spins = 0u32;
         while shared.running.load(Ordering::Acquire) > 0 {
             spins += 1;
@@ -98,6 +106,26 @@ impl Pool {
             std::panic::resume_unwind(panic);
         }
         assert!(!shared.failed.load(Ordering::Relaxed), "a kernel thread panicked");
+    }
+}
+
+impl Shared {
+    /// Runs the share of a helper in this job, unless somebody has begun it.
+    fn share(&self, helper: usize, epoch: u64, n_threads: usize) {
+        // Every share of the job before was begun, so one that nobody has begun holds exactly that number.
+        if self.begun[helper].compare_exchange(epoch - 1, epoch, Ordering::AcqRel, Ordering::Relaxed).is_err() {
+            return;
+        }
+        // SAFETY: see `Sync` above; the job lives until `running` is zero.
+        let ran = catch_unwind(AssertUnwindSafe(|| unsafe {
+            if let Some(job) = *self.job.get() {
+                (*job)(helper + 1, n_threads);
+            }
+        }));
+        if ran.is_err() {
+            self.failed.store(true, Ordering::Relaxed);
+        }
+        self.running.fetch_sub(1, Ordering::Release);
     }
 }
 
@@ -117,7 +145,11 @@ fn help(shared: &Shared, helper: usize, n_threads: usize) {
     let mut seen = 0;
     loop {
         let mut spins = 0u32;
-        while shared.epoch.load(Ordering::SeqCst) == seen {
+        let epoch = loop {
+            let epoch = shared.epoch.load(Ordering::SeqCst);
+            if epoch != seen {
+                break epoch;
+            }
             spins += 1;
             if spins < SPINS {
                 std::hint::spin_loop();
@@ -129,21 +161,12 @@ fn help(shared: &Shared, helper: usize, n_threads: usize) {
                 thread::park();
             }
             shared.asleep[helper].store(false, Ordering::SeqCst);
-        }
-        seen += 1;
+        };
+        seen = epoch;
         if shared.stop.load(Ordering::SeqCst) {
             return;
         }
-        // SAFETY: see `Shared`; the job lives until `running` is zero.
-        let ran = catch_unwind(AssertUnwindSafe(|| unsafe {
-            if let Some(job) = *shared.job.get() {
-                (*job)(helper + 1, n_threads);
-            }
-        }));
-        if ran.is_err() {
-            shared.failed.store(true, Ordering::Relaxed);
-        }
-        shared.running.fetch_sub(1, Ordering::Release);
+        shared.share(helper, epoch, n_threads);
     }
 }
 
@@ -167,13 +190,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_worker_runs_every_job() -> std::io::Result<()> {
+    fn every_share_of_every_job_is_run_once() -> std::io::Result<()> {
         let pool = Pool::new(4, false)?;
         let counts: Vec<AtomicU32> = (0..4).map(|_| AtomicU32::new(0)).collect();
         for round in 0..200 {
-            pool.run(&|worker, n_workers| {
-                assert_eq!(n_workers, 4);
-                counts[worker].fetch_add(1, Ordering::Relaxed);
+            pool.run(&|share, n_shares| {
+                assert_eq!(n_shares, 4);
+                counts[share].fetch_add(1, Ordering::Relaxed);
             });
             if round % 50 == 0 {
                 // Long enough for helpers to sleep.
@@ -184,10 +207,26 @@ mod tests {
         Ok(())
     }
 
+    /// More threads than this machine has processors, all in a hurry: helpers come late, and find their share done.
+    #[test]
+    fn shares_of_late_helpers_are_run_once_too() -> std::io::Result<()> {
+        let n_threads = 4 * thread::available_parallelism()?.get();
+        let pool = Pool::new(n_threads, false)?;
+        let counts: Vec<AtomicU32> = (0..n_threads).map(|_| AtomicU32::new(0)).collect();
+        for round in 1..=20_000 {
+            pool.run(&|share, _| {
+                counts[share].fetch_add(1, Ordering::Relaxed);
+            });
+            // Nobody runs a job after `run` has come back.
+            assert!(counts.iter().all(|count| count.load(Ordering::Relaxed) == round), "round {round}");
+        }
+        Ok(())
+    }
+
     #[test]
     #[should_panic(expected = "a kernel thread panicked")]
     fn a_panic_of_a_helper_reaches_the_caller() {
         let Ok(pool) = Pool::new(2, false) else { return };
-        pool.run(&|worker, _| assert_eq!(worker, 0, "only the caller is fine"));
+        pool.run(&|share, _| assert_eq!(share, 0, "only the first is fine"));
     }
 }
