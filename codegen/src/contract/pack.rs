@@ -63,10 +63,20 @@ unsafe fn rows_adjacent<T: Stored, const W: usize>(to: *mut f32, from: *const T,
     for (j, offset) in k.iter().enumerate() {
         // SAFETY: see `panels`.
         unsafe {
-            let line = from.offset(*offset as isize).cast::<[T; W]>().read_unaligned();
-            to.add(j * W).cast::<[f32; W]>().write_unaligned(line.map(T::widen));
+            let line = widened(from.offset(*offset as isize).cast::<[T; W]>().read_unaligned());
+            to.add(j * W).cast::<[f32; W]>().write_unaligned(line);
         }
     }
+}
+
+/// A loop, which becomes vectors: `map` of an array is a call.
+#[inline(always)]
+fn widened<T: Stored, const W: usize>(line: [T; W]) -> [f32; W] {
+    let mut wide = [0.0; W];
+    for (to, from) in wide.iter_mut().zip(line) {
+        *to = from.widen();
+    }
+    wide
 }
 
 /// Runs along k: transposed in blocks of 4 by 4, which stay in registers.
@@ -78,7 +88,7 @@ unsafe fn k_adjacent<T: Stored>(to: *mut f32, width: usize, from: *const T, rows
         for j0 in (0..whole).step_by(B) {
             // SAFETY: see `panels`.
             unsafe {
-                let line = |row: i64| from.offset(row as isize).add(j0).cast::<[T; B]>().read_unaligned().map(T::widen);
+                let line = |row: i64| widened(from.offset(row as isize).add(j0).cast::<[T; B]>().read_unaligned());
                 let block = transposed([line(four[0]), line(four[1]), line(four[2]), line(four[3])]);
                 for (j, line) in block.into_iter().enumerate() {
                     to.add((j0 + j) * width + i * B).cast::<[f32; B]>().write_unaligned(line);
