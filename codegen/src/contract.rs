@@ -8,7 +8,7 @@
 //! Invariant: an element of the product is a chain of multiply-adds over k in order, in blocks of `K_BLOCK`, whatever the
 //! tiles: so any split over threads gives the same bits. Different instruction sets round differently (fused or not).
 
-mod micro;
+pub(crate) mod micro;
 mod pack;
 
 use mdl_compiler::kernel::{Access, Contract, ContractDim, Dim, Kernel, Operand, Stmt};
@@ -96,7 +96,7 @@ struct PlainStore {
 }
 
 /// The offset of every point of some dimensions, the last fastest.
-fn offsets(dims: &[(u64, i64)]) -> Vec<i64> {
+pub(crate) fn offsets(dims: &[(u64, i64)]) -> Vec<i64> {
     let mut all = vec![0i64];
     for (extent, stride) in dims {
         all = all.iter().flat_map(|base| (0..*extent as i64).map(move |at| base + at * stride)).collect();
@@ -104,7 +104,7 @@ fn offsets(dims: &[(u64, i64)]) -> Vec<i64> {
     all
 }
 
-pub(super) fn adjacent(offsets: &[i64]) -> bool {
+pub(crate) fn adjacent(offsets: &[i64]) -> bool {
     offsets.windows(2).all(|pair| pair[1] == pair[0] + 1)
 }
 

@@ -8,47 +8,47 @@ use super::prefetch;
 use crate::isa::Isa;
 
 /// Rows of A at once: with two vectors of B, 16 accumulators, enough to hide the latency of a multiply-add.
-pub(super) const PANEL_ROWS: usize = 8;
+pub(crate) const PANEL_ROWS: usize = 8;
 
 /// So many k ahead, the line of A is fetched: without it a processor sees less far than the second cache is away.
 const AHEAD: usize = 12;
 
 /// A panel of B: its first number, and from one k to the next.
 #[derive(Clone, Copy)]
-pub(super) struct Panel {
-    pub(super) from: *const f32,
-    pub(super) step: usize,
+pub(crate) struct Panel {
+    pub(crate) from: *const f32,
+    pub(crate) step: usize,
 }
 
 /// A tile of the product: its first number, the length of a row, and whether to add to what is there.
 #[derive(Clone, Copy)]
-pub(super) struct Tile {
-    pub(super) to: *mut f32,
-    pub(super) length: usize,
-    pub(super) more: bool,
+pub(crate) struct Tile {
+    pub(crate) to: *mut f32,
+    pub(crate) length: usize,
+    pub(crate) more: bool,
 }
 
 /// A whose rows lie side by side, `a[k][row]`, packed or as it is: (depth, a, from one k to the next, b, tile).
-pub(super) type Columns = unsafe fn(usize, *const f32, usize, Panel, Tile);
+pub(crate) type Columns = unsafe fn(usize, *const f32, usize, Panel, Tile);
 /// A from rows that are contiguous along k.
-pub(super) type Rows = unsafe fn(usize, &[*const f32; PANEL_ROWS], Panel, Tile);
+pub(crate) type Rows = unsafe fn(usize, &[*const f32; PANEL_ROWS], Panel, Tile);
 
 /// Packs panels: (out, width of a panel, from, rows, k). See [`panels`].
-pub(super) type Pack<T> = unsafe fn(*mut f32, usize, *const T, &[i64], &[i64]);
+pub(crate) type Pack<T> = unsafe fn(*mut f32, usize, *const T, &[i64], &[i64]);
 
 /// The kernels of one instruction set, by height - 1 and by half or whole panel.
-pub(super) struct Micro {
+pub(crate) struct Micro {
     /// Columns of a panel of B.
-    pub(super) panel: usize,
+    pub(crate) panel: usize,
     columns: [[Columns; 2]; PANEL_ROWS],
     rows: [[Rows; 2]; PANEL_ROWS],
-    pub(super) pack_f32: Pack<f32>,
-    pub(super) pack_bf16: Pack<half::bf16>,
-    pub(super) pack_f16: Pack<half::f16>,
+    pub(crate) pack_f32: Pack<f32>,
+    pub(crate) pack_bf16: Pack<half::bf16>,
+    pub(crate) pack_f16: Pack<half::f16>,
 }
 
 impl Micro {
-    pub(super) fn of(isa: Isa) -> Micro {
+    pub(crate) fn of(isa: Isa) -> Micro {
         match isa {
             Isa::Baseline => baseline::MICRO,
             Isa::Avx2 => avx2::MICRO,
@@ -56,11 +56,11 @@ impl Micro {
         }
     }
 
-    pub(super) fn columns(&self, height: usize, half: bool) -> Columns {
+    pub(crate) fn columns(&self, height: usize, half: bool) -> Columns {
         self.columns[height - 1][usize::from(!half)]
     }
 
-    pub(super) fn rows(&self, height: usize, half: bool) -> Rows {
+    pub(crate) fn rows(&self, height: usize, half: bool) -> Rows {
         self.rows[height - 1][usize::from(!half)]
     }
 }
@@ -150,7 +150,7 @@ macro_rules! kernels {
             unsafe { panels(out, width, from, rows, k) }
         }
 
-        pub(super) const MICRO: Micro = Micro {
+        pub(crate) const MICRO: Micro = Micro {
             panel: 2 * <$vector>::LANES,
             pack_f32: pack::<f32>,
             pack_bf16: pack::<half::bf16>,
