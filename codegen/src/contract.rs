@@ -1,12 +1,12 @@
 //! The contraction template: `out = body(Σ_k a · b)` in blocks that stay in cache, for any strides.
 //!
 //! In: a verified [`Contract`]. An operand is addressed through tables of offsets for its rows (m or n) and for k, so any
-//! list of strided dimensions works; runs of stride 1 take faster ways. A is read in place where rows or k are contiguous, B
-//! where columns are and few rows use them; what is not is packed into panels. The innermost product is a [`Micro`], the seam
-//! where other units come in.
+//! list of strided dimensions works; runs of stride 1 take faster ways. Operands are packed into panels that the innermost
+//! product, a [`Micro`], the seam where other units come in, reads from end to end: two threads of one core, or two users of one
+//! machine, share its caches, and a product that needs few of them suffers least.
 //!
-//! Invariant: an element of the product is a chain of multiply-adds over k in order, in blocks of `K_BLOCK`, whatever the
-//! tiles: so any split over threads gives the same bits. Different instruction sets round differently (fused or not).
+//! Invariant: an element of the product is a chain of multiply-adds over k in order, in blocks that k alone decides, whatever
+//! the tiles: so any split over threads gives the same bits. Different instruction sets round differently (fused or not).
 
 pub(crate) mod micro;
 mod pack;
@@ -19,26 +19,27 @@ use crate::memory::Buffers;
 use micro::{Micro, PANEL_ROWS, Panel, Tile};
 
 /// Rows of one task: the grain at which rows are dealt to threads.
-const TASK_ROWS: usize = 64;
-/// Rows and columns at once where B is packed anew for them: the product, at most 384 KiB, and two blocks of A and of B, this one
-/// and the next, 1.4 MiB, stay in a 2 MiB level-2 cache.
-const ROW_BLOCK: usize = 512;
-const COLUMN_BLOCK: usize = 192;
-/// The same where a column block of B stays packed, in at most so many bytes for each thread, for all rows: these need not be
-/// many.
-const KEPT_ROWS: usize = 128;
+const TASK_ROWS: usize = 4 * PANEL_ROWS;
+/// At most so long is a block of k: a panel of B, 32 KiB, and one of A stay in a 48 KiB level-1 cache.
+const K_BLOCK: usize = 256;
+/// Where columns of B stay packed for all rows, in at most so many bytes for each thread, few rows are taken at once, whose A, for
+/// all of k, is packed once for all those columns.
+const KEPT_BYTES: usize = 8 << 20;
+const KEPT_ROWS: usize = 3 * TASK_ROWS;
 const KEPT_COLUMNS: usize = 384;
-const KEPT_BYTES: usize = 4 << 20;
+const KEPT_A_BYTES: usize = 768 << 10;
+/// Elsewhere, in long or small products, so many rows and columns at once: their product, 360 KiB, a block of A and of B, 672 KiB,
+/// and what is fetched of the next, stay in a 2 MiB level-2 cache.
+const ROW_BLOCK: usize = 10 * TASK_ROWS;
+const COLUMN_BLOCK: usize = 192;
 /// Packing B pays off when more rows than this use it.
 const FEW_ROWS: usize = 64;
-/// A panel of B, `K_BLOCK` by 32, is 32 KiB and stays in a 48 KiB level-1 cache.
-const K_BLOCK: usize = 256;
 
 /// Compiled body: (buffers, first and last row of batch · m, outer index of n, first and last position of the strip, product
 /// at the first, product row length in elements, scratch).
 pub(crate) type Epilogue = unsafe extern "C" fn(*const *mut u8, u64, u64, u64, u64, u64, *const u8, u64, *mut u8);
 
-/// Which batch and column block of B a worker's scratch holds, packed whole: the worker says so from one call to the next.
+/// Which batch and first column of B a worker's scratch holds, packed whole: the worker says so from one call to the next.
 pub(crate) type Packed = Option<(u64, usize)>;
 
 /// Where the finished product goes.
@@ -59,17 +60,42 @@ pub(crate) struct Contraction {
     m: usize,
     n: usize,
     k: usize,
-    /// All of a column block of B is packed once, for all rows.
-    keeps_b: bool,
+    blocks: Blocks,
     /// The extent of the body's strip: the last dimensions of n.
     pub(crate) n_last: usize,
     micro: Micro,
-    /// Columns of a block, in whole panels: blocks are as equal as panels allow, so that threads get equal shares.
-    width: usize,
     store: Option<PlainStore>,
     pub(crate) finish: Finish,
     /// Scratch that the body needs, at the end of ours.
     pub(crate) body_scratch: u64,
+}
+
+/// How a product is cut: a function of shapes alone.
+struct Blocks {
+    /// Rows at once, whole panels.
+    rows: usize,
+    /// Columns at once, whole panels: blocks are as equal as panels allow, so that threads get equal shares.
+    columns: usize,
+    /// Columns whose B stays packed for all rows, in whole blocks; where it does not, one block.
+    group: usize,
+    keeps_b: bool,
+    /// The longest block of k; blocks are as equal as can be.
+    depth: usize,
+}
+
+impl Blocks {
+    fn of(m: usize, n: usize, k: usize, panel: usize) -> Blocks {
+        let equal = |length: usize, most: usize| length.div_ceil(length.div_ceil(most).max(1)).max(1);
+        let kept = equal(n, KEPT_COLUMNS).next_multiple_of(panel);
+        let block_of_b = 4 * k.max(1) * kept;
+        let keeps_b = m > ROW_BLOCK && block_of_b <= KEPT_BYTES;
+        let columns = if keeps_b { kept } else { equal(n, COLUMN_BLOCK).next_multiple_of(panel) };
+        let group =
+            if keeps_b { (KEPT_BYTES / block_of_b * columns).min(n.next_multiple_of(columns)) } else { columns };
+        let rows = if keeps_b { KEPT_ROWS.min(KEPT_A_BYTES / (4 * k.max(1))) } else { ROW_BLOCK };
+        let rows = (rows / PANEL_ROWS).max(1) * PANEL_ROWS;
+        Blocks { rows: rows.min(m.next_multiple_of(PANEL_ROWS)), columns, group, keeps_b, depth: equal(k, K_BLOCK) }
+    }
 }
 
 /// One operand: its buffer and its offsets along its rows and along k.
@@ -81,6 +107,17 @@ struct Side {
     k_adjacent: bool,
     /// Rows are a run of stride 1, and so far apart in memory are one k and the next.
     columns: Option<usize>,
+}
+
+/// Where a group of columns is worked at: the operands of its batch, and the parts of the scratch.
+struct Place {
+    batch: u64,
+    first: usize,
+    a: *const u8,
+    b: *const u8,
+    product: *mut f32,
+    packed_b: *mut f32,
+    packed_a: *mut f32,
 }
 
 /// A body that only stores the product, as it is: offsets of the batch, of rows and of columns.
@@ -109,12 +146,12 @@ pub(crate) fn adjacent(offsets: &[i64]) -> bool {
 }
 
 impl Side {
-    fn new(operand: Operand, rows: &[(u64, i64)], k: &[(u64, i64)]) -> Side {
+    fn new(operand: Operand, rows: &[(u64, i64)], k: &[(u64, i64)], depth: usize) -> Side {
         let (rows, k) = (offsets(rows), offsets(k));
         let step = k.get(1).map_or(0, |second| second - k[0]);
         let is_even = step >= 0 && k.windows(2).all(|pair| pair[1] - pair[0] == step);
         let columns = (is_even && adjacent(&rows)).then_some(step as usize);
-        Side { operand, k_adjacent: k.chunks(K_BLOCK).all(adjacent), columns, rows, k }
+        Side { operand, k_adjacent: k.chunks(depth).all(adjacent), columns, rows, k }
     }
 }
 
@@ -214,25 +251,21 @@ impl Contraction {
             dims.iter().map(|dim| (dim.extent, of(dim))).collect()
         };
         let size = |dims: &[ContractDim]| dims.iter().map(|dim| dim.extent as usize).product::<usize>();
-        let a = Side::new(contract.a, &side(&contract.m, |dim| dim.a), &side(&contract.k, |dim| dim.a));
-        let b = Side::new(contract.b, &side(&contract.n, |dim| dim.b), &side(&contract.k, |dim| dim.b));
+        let (m, n, k) = (size(&contract.m), size(&contract.n), size(&contract.k));
         let micro = Micro::of(isa);
-        let (n, k) = (size(&contract.n), size(&contract.k));
-        let m = size(&contract.m);
-        let keeps_b = m > ROW_BLOCK && k * KEPT_COLUMNS * 4 <= KEPT_BYTES;
-        let columns = if keeps_b { KEPT_COLUMNS } else { COLUMN_BLOCK };
+        let blocks = Blocks::of(m, n, k, micro.panel);
+        let (a_k, b_k) = (side(&contract.k, |dim| dim.a), side(&contract.k, |dim| dim.b));
         Contraction {
-            a,
-            b,
+            a: Side::new(contract.a, &side(&contract.m, |dim| dim.a), &a_k, blocks.depth),
+            b: Side::new(contract.b, &side(&contract.n, |dim| dim.b), &b_k, blocks.depth),
             dtype: kernel.bufs[contract.a.buf.0 as usize].dtype,
             batch: contract.batch.clone(),
             n_batch: size(&contract.batch) as u64,
             m,
             n,
             k,
-            keeps_b,
+            blocks,
             n_last: n.max(1),
-            width: n.div_ceil(n.div_ceil(columns).max(1)).next_multiple_of(micro.panel),
             micro,
             store: PlainStore::of(kernel, contract),
             finish: Finish::Copy,
@@ -250,42 +283,29 @@ impl Contraction {
         self.store.is_none()
     }
 
-    /// Tasks: row blocks fastest, so that neighbours share the packed B; then column blocks, then the batch.
+    /// Tasks: rows fastest, so that neighbours share the packed B; then groups of columns, then the batch.
     pub(crate) fn tasks(&self) -> u64 {
         if self.m == 0 || self.n == 0 {
             return 0;
         }
-        self.n_batch * self.n.div_ceil(self.width) as u64 * self.m.div_ceil(TASK_ROWS) as u64
+        self.n_batch * self.n.div_ceil(self.blocks.group) as u64 * self.m.div_ceil(TASK_ROWS) as u64
     }
 
-    fn row_block(&self) -> usize {
-        if self.keeps_b { KEPT_ROWS } else { ROW_BLOCK }
-    }
-
-    fn rows_at_once(&self) -> usize {
-        self.m.min(self.row_block()).next_multiple_of(PANEL_ROWS)
-    }
-
-    /// Rows of k of the packed B.
-    fn k_of_b(&self) -> usize {
-        if self.keeps_b { self.k } else { self.k_at_once() }
-    }
-
-    fn k_at_once(&self) -> usize {
-        self.k.min(K_BLOCK)
-    }
-
-    fn a_in_place(&self) -> bool {
-        self.dtype == DType::F32 && (self.a.k_adjacent || self.a.columns.is_some())
+    /// Bytes of the product of a block, of what is packed of B, and of A.
+    fn parts_of_scratch(&self) -> [usize; 3] {
+        let Blocks { rows, columns, group, keeps_b, depth } = self.blocks;
+        let number = if self.dtype == DType::F64 { 8 } else { 4 };
+        let k = if keeps_b { self.k } else { depth };
+        [rows * columns * number, k * group * 4, k * rows * 4].map(|bytes| bytes.next_multiple_of(64))
     }
 
     pub(crate) fn scratch_bytes(&self) -> u64 {
-        let number = if self.dtype == DType::F64 { 8 } else { 4 };
-        let product = self.rows_at_once() * self.width * number;
-        let b = self.k_of_b() * self.width * 4;
-        let a = if self.a_in_place() { 0 } else { self.rows_at_once() * self.k_at_once() * 4 };
-        let ours = [product, b, a].into_iter().map(|bytes| bytes.next_multiple_of(64)).sum::<usize>();
-        ours as u64 + self.body_scratch
+        self.parts_of_scratch().iter().sum::<usize>() as u64 + self.body_scratch
+    }
+
+    /// Blocks of k: the first and the length of each.
+    fn depths(&self) -> impl Iterator<Item = Rows> {
+        (0..self.k).step_by(self.blocks.depth).map(|k0| k0..(k0 + self.blocks.depth).min(self.k))
     }
 
     /// Runs the tasks `lo..hi`.
@@ -294,31 +314,75 @@ impl Contraction {
     /// The kernel is verified, `bufs` are its buffers, `scratch` has `scratch_bytes()` bytes aligned to 64 for us alone, and
     /// nobody runs the same tasks at once; `packed` is true of the scratch, nothing at first.
     pub(crate) unsafe fn run(&self, bufs: Buffers<'_>, lo: u64, hi: u64, scratch: *mut u8, packed: &mut Packed) {
+        let Blocks { rows: row_block, columns: width, group, keeps_b, .. } = self.blocks;
         let n_rows = self.m.div_ceil(TASK_ROWS) as u64;
-        let n_columns = self.n.div_ceil(self.width) as u64;
+        let n_groups = self.n.div_ceil(group) as u64;
         let mut task = lo;
         while task < hi {
             // Neighbouring rows go together, so that B is packed once for them.
             let (outer, row_task) = (task / n_rows, task % n_rows);
             let together = (n_rows - row_task).min(hi - task);
-            let (batch, column) = (outer / n_columns, (outer % n_columns) as usize * self.width);
-            let all = row_task as usize * TASK_ROWS..((row_task + together) as usize * TASK_ROWS).min(self.m);
-            let columns = column..(column + self.width).min(self.n);
-            let end = |row: usize| (row + self.row_block()).min(all.end);
-            for row in all.clone().step_by(self.row_block()) {
-                let rows = row..end(row);
-                // SAFETY: the block lies in the product, and the rest is the caller's promise.
-                unsafe {
-                    if self.dtype == DType::F64 {
-                        self.block_f64(bufs, batch, rows.clone(), columns.clone(), scratch);
-                    } else {
-                        let next = rows.end..end(rows.end);
-                        self.block(bufs, batch, rows.clone(), next, columns.clone(), scratch, packed);
+            task += together;
+            let (batch, first) = (outer / n_groups, (outer % n_groups) as usize * group);
+            let end = ((row_task + together) as usize * TASK_ROWS).min(self.m);
+            let columns = first..(first + group).min(self.n);
+            let at = self.place(bufs, batch, first, scratch);
+            if keeps_b && *packed != Some((batch, first)) {
+                for block in columns.clone().step_by(width) {
+                    for k in self.depths() {
+                        let to = at.packed_b.wrapping_add((block - first) * self.k + k.start * width);
+                        // SAFETY: whole blocks fit the scratch, and `verify` checked that every (column, k) lies in its buffer.
+                        unsafe {
+                            self.pack(&self.b, to, self.micro.panel, at.b, block..(block + width).min(columns.end), k)
+                        };
                     }
-                    self.finish_block(bufs, batch, rows, columns.clone(), scratch);
+                }
+                *packed = Some((batch, first));
+            }
+            for row in (row_task as usize * TASK_ROWS..end).step_by(row_block) {
+                let rows = row..(row + row_block).min(end);
+                if keeps_b {
+                    for k in self.depths() {
+                        let to = at.packed_a.wrapping_add(k.start * row_block);
+                        // SAFETY: as for B.
+                        unsafe { self.pack(&self.a, to, PANEL_ROWS, at.a, rows.clone(), k) };
+                    }
+                }
+                for block in columns.clone().step_by(width) {
+                    let columns = block..(block + width).min(columns.end);
+                    let next =
+                        if block + width >= first + group { rows.end..(rows.end + row_block).min(end) } else { 0..0 };
+                    // SAFETY: the block lies in the product, and the rest is the caller's promise.
+                    unsafe {
+                        if self.dtype == DType::F64 {
+                            self.block_f64(bufs, batch, rows.clone(), columns.clone(), scratch);
+                        } else {
+                            self.block(bufs, &at, rows.clone(), next, columns.clone());
+                        }
+                        self.finish_block(bufs, batch, rows.clone(), columns, scratch);
+                    }
                 }
             }
-            task += together;
+        }
+    }
+
+    /// Where a group of columns is worked at.
+    fn place(&self, bufs: Buffers<'_>, batch: u64, first: usize, scratch: *mut u8) -> Place {
+        let (a_batch, b_batch) = self.batch_offsets(batch);
+        let element = self.dtype.size_bytes() as isize;
+        let start = |side: &Side, offset: i64| {
+            let base = bufs.base(side.operand.buf.0 as usize).cast_const();
+            base.wrapping_offset((side.operand.base + offset) as isize * element)
+        };
+        let [product, b, _] = self.parts_of_scratch();
+        Place {
+            batch,
+            first,
+            a: start(&self.a, a_batch),
+            b: start(&self.b, b_batch),
+            product: scratch.cast(),
+            packed_b: scratch.wrapping_add(product).cast(),
+            packed_a: scratch.wrapping_add(product + b).cast(),
         }
     }
 
@@ -334,35 +398,16 @@ impl Contraction {
         (a, b)
     }
 
-    /// One block of the product, into scratch or straight to where it is stored: `next` are the rows
-    /// that follow.
-    #[allow(clippy::too_many_arguments, reason = "a place in the product")]
-    unsafe fn block(
-        &self,
-        bufs: Buffers<'_>,
-        batch: u64,
-        rows: Rows,
-        next: Rows,
-        columns: Rows,
-        scratch: *mut u8,
-        packed: &mut Packed,
-    ) {
-        let (a_batch, b_batch) = self.batch_offsets(batch);
+    /// One block of the product, into scratch or straight to where it is stored: `next` are the rows that follow when these
+    /// columns are the last of their group.
+    unsafe fn block(&self, bufs: Buffers<'_>, at: &Place, rows: Rows, next: Rows, columns: Rows) {
+        let Blocks { rows: row_block, columns: width, keeps_b, depth: most, .. } = self.blocks;
         let element = self.dtype.size_bytes() as usize;
-        let start = |side: &Side, offset: i64| {
-            let base = bufs.base(side.operand.buf.0 as usize).cast_const();
-            base.wrapping_offset((side.operand.base + offset) as isize * element as isize)
-        };
-        let (a, b) = (start(&self.a, a_batch), start(&self.b, b_batch));
-        let (n_rows, n_columns) = (rows.len(), columns.len());
-        let b_at = (self.rows_at_once() * self.width * 4).next_multiple_of(64);
-        let a_at = b_at + (self.k_of_b() * self.width * 4).next_multiple_of(64);
         let panel = self.micro.panel;
-        // SAFETY: offsets within `scratch_bytes`.
-        let (packed_b, packed_a) = unsafe { (scratch.add(b_at).cast::<f32>(), scratch.add(a_at).cast::<f32>()) };
+        let (n_rows, n_columns) = (rows.len(), columns.len());
         let (product, length) = match self.straight(&columns) {
-            Some((store, step)) => (self.stored_at(store, bufs, batch, &rows, &columns).cast::<f32>(), step),
-            None => (scratch.cast::<f32>(), self.width),
+            Some((store, step)) => (self.stored_at(store, bufs, at.batch, &rows, &columns).cast::<f32>(), step),
+            None => (at.product, width),
         };
         if self.k == 0 {
             for row in 0..n_rows {
@@ -377,85 +422,58 @@ impl Contraction {
             _ => None,
         };
         let packed_from = in_place_b.map_or(0, |(_, whole)| whole);
-        let here = Some((batch, columns.start)).filter(|_| self.keeps_b);
-        let is_packed = here.is_some() && *packed == here;
-        *packed = here;
-        let mut k0 = 0;
-        while k0 < self.k {
-            let depth = (self.k - k0).min(K_BLOCK);
-            let (a_k, b_k) = (&self.a.k[k0..k0 + depth], &self.b.k[k0..k0 + depth]);
-            let in_place = self.a_in_place();
-            // SAFETY: `verify` checked that every (row, k) lies in its buffer; packed blocks fit their scratch.
-            let packed_b = unsafe { packed_b.add(if self.keeps_b { k0 * self.width } else { 0 }) };
-            // SAFETY: as above.
-            unsafe {
-                if !is_packed {
-                    let b_rows = &self.b.rows[columns.start + packed_from..columns.end];
-                    self.pack(packed_b, panel, b, b_rows, b_k);
-                }
-                let a_rows = &self.a.rows[rows.clone()];
-                if !in_place {
-                    self.pack(packed_a, PANEL_ROWS, a, a_rows, a_k);
-                }
-            }
+        for k in self.depths() {
+            let depth = k.len();
+            let (mut packed_a, mut packed_b) = (at.packed_a, at.packed_b);
             // While this block is multiplied, the lines of the next come nearer, a few with each tile.
-            let next_k = k0 + depth..(k0 + depth + K_BLOCK).min(self.k);
-            let ahead_b = Ahead { rows: columns.clone(), k: next_k.clone() };
-            let ahead_a = if next_k.is_empty() {
-                Ahead { rows: next.clone(), k: 0..self.k.min(K_BLOCK) }
+            let (ahead_a, ahead_b);
+            if keeps_b {
+                packed_a = packed_a.wrapping_add(k.start * row_block);
+                packed_b = packed_b.wrapping_add((columns.start - at.first) * self.k + k.start * width);
+                (ahead_a, ahead_b) = (Ahead { rows: next.clone(), k: k.clone() }, Ahead { rows: 0..0, k: 0..0 });
             } else {
-                Ahead { rows: rows.clone(), k: next_k }
-            };
+                // SAFETY: `verify` checked that every (row, k) lies in its buffer; packed blocks fit their scratch.
+                unsafe {
+                    let from = columns.start + packed_from..columns.end;
+                    self.pack(&self.b, packed_b, panel, at.b, from, k.clone());
+                    self.pack(&self.a, packed_a, PANEL_ROWS, at.a, rows.clone(), k.clone());
+                }
+                let next = k.end..(k.end + most).min(self.k);
+                ahead_a = Ahead { rows: rows.clone(), k: next.clone() };
+                ahead_b = Ahead { rows: columns.clone(), k: next };
+            }
             let n_tiles = n_columns.div_ceil(panel) * n_rows.div_ceil(PANEL_ROWS);
             let mut tile = 0;
             for column in (0..n_columns).step_by(panel) {
                 let b_panel = match in_place_b {
                     Some((step, whole)) if column < whole => {
-                        let offset = self.b.rows[columns.start + column] + b_k[0];
-                        Panel { from: b.cast::<f32>().wrapping_offset(offset as isize), step }
+                        let offset = self.b.rows[columns.start + column] + self.b.k[k.start];
+                        Panel { from: at.b.cast::<f32>().wrapping_offset(offset as isize), step }
                     }
-                    // SAFETY: panel `(column - packed_from) / panel` of the packed B.
-                    _ => Panel { from: unsafe { packed_b.add((column - packed_from) * depth) }, step: panel },
+                    // Panel `(column - packed_from) / panel` of the packed B.
+                    _ => Panel { from: packed_b.wrapping_add((column - packed_from) * depth), step: panel },
                 };
                 let half = n_columns - column <= panel / 2;
                 for row in (0..n_rows).step_by(PANEL_ROWS) {
                     let height = (n_rows - row).min(PANEL_ROWS);
-                    self.a.fetch(a, element, &ahead_a, tile, n_tiles);
-                    if !self.keeps_b {
-                        self.b.fetch(b, element, &ahead_b, tile, n_tiles);
-                    }
+                    self.a.fetch(at.a, element, &ahead_a, tile, n_tiles);
+                    self.b.fetch(at.b, element, &ahead_b, tile, n_tiles);
                     tile += 1;
-                    // SAFETY: the tile lies in the product block, whose rows have whole panels; A rows are in their buffer.
+                    // SAFETY: the tile lies in the product block, whose rows have whole panels.
                     unsafe {
-                        let to = Tile { to: product.add(row * length + column), length, more: k0 > 0 };
-                        let a_rows = &self.a.rows[rows.start + row..rows.start + row + height];
-                        match self.a.columns {
-                            _ if !in_place => {
-                                let a_panel = packed_a.add(row * depth);
-                                (self.micro.columns(height, half))(depth, a_panel, PANEL_ROWS, b_panel, to);
-                            }
-                            Some(step) if !self.a.k_adjacent => {
-                                let from = a.cast::<f32>().offset((a_rows[0] + a_k[0]) as isize);
-                                (self.micro.columns(height, half))(depth, from, step, b_panel, to);
-                            }
-                            _ => {
-                                let mut heads = [std::ptr::null::<f32>(); PANEL_ROWS];
-                                for (head, offset) in heads.iter_mut().zip(a_rows) {
-                                    *head = a.cast::<f32>().offset((offset + a_k[0]) as isize);
-                                }
-                                (self.micro.rows(height, half))(depth, &heads, b_panel, to);
-                            }
-                        }
+                        let to = Tile { to: product.add(row * length + column), length, more: k.start > 0 };
+                        let a = packed_a.add(row * depth);
+                        self.micro.columns(height, half, depth, a, PANEL_ROWS, b_panel, to);
                     }
                 }
             }
-            k0 += depth;
         }
     }
 
     /// # Safety
     /// See [`pack::panels`]; the elements at `from` are of our dtype.
-    unsafe fn pack(&self, out: *mut f32, width: usize, from: *const u8, rows: &[i64], k: &[i64]) {
+    unsafe fn pack(&self, side: &Side, out: *mut f32, width: usize, from: *const u8, rows: Rows, k: Rows) {
+        let (rows, k) = (&side.rows[rows], &side.k[k]);
         // SAFETY: the caller's promise.
         unsafe {
             match self.dtype {
@@ -499,7 +517,7 @@ impl Contraction {
                     sum += unsafe { a.offset((a0 + a_k) as isize).read() * b.offset((b0 + b_k) as isize).read() };
                 }
                 // SAFETY: inside the product block.
-                unsafe { scratch.cast::<f64>().add(i * self.width + j).write(sum) };
+                unsafe { scratch.cast::<f64>().add(i * self.blocks.columns + j).write(sum) };
             }
         }
     }
@@ -527,7 +545,7 @@ impl Contraction {
                             from as u64,
                             to as u64,
                             product,
-                            self.width as u64,
+                            self.blocks.columns as u64,
                             own,
                         );
                     }
@@ -541,7 +559,7 @@ impl Contraction {
                 for (i, row) in store.rows[rows].iter().enumerate() {
                     // SAFETY: `verify` checked the store's access for every point.
                     unsafe {
-                        let from = scratch.add(i * self.width * number);
+                        let from = scratch.add(i * self.blocks.columns * number);
                         let to_row = out.offset((row - first_row) as isize * number as isize);
                         if store.columns_adjacent {
                             std::ptr::copy_nonoverlapping(from, to_row, columns.len() * number);

@@ -4,6 +4,7 @@
 //! Cranelift and call ahead-of-time strip routines; contractions are a template; the rest are plain routines. The
 //! interpreter is the meaning of all of them. Memory is the caller's: this crate only sees base addresses.
 
+mod block;
 mod clif;
 mod contract;
 mod deal;
@@ -22,6 +23,7 @@ mod strip;
 mod wide;
 mod workspace;
 
+pub use block::Block;
 pub use isa::Isa;
 pub use jit::CompileError;
 pub use memory::Buffers;

@@ -4,14 +4,13 @@
 //! is one or two *stages* (the second combines the partial results of exits); a stage is a number of tasks that is fixed by
 //! shapes, dealt to threads in equal runs. No task's bits depend on which thread runs it. Nothing is allocated in a launch.
 
-use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
-
 use mdl_compiler::kernel::{
     Access, Buf, BufId, Dim, FoldKind, Kernel, Nest, Operand, Prefix, Rank, Role, ScalarOp, Scatter, Stmt, Top, Val,
     ValId, Work,
 };
 use mdl_graph::{DType, bug};
 
+use crate::block::Block;
 use crate::clif::Drive;
 use crate::contract::{Contraction, Epilogue, Finish, Packed};
 use crate::deal::Deal;
@@ -72,7 +71,7 @@ enum Part {
 /// Memory that launches need beside the buffers: scratch for each thread, and partial results.
 pub struct Workspace {
     base: *mut u8,
-    layout: Layout,
+    _block: Block,
     partials: usize,
     scratch: usize,
     deal: Deal,
@@ -82,13 +81,6 @@ pub struct Workspace {
 unsafe impl Send for Workspace {}
 // SAFETY: as above.
 unsafe impl Sync for Workspace {}
-
-impl Drop for Workspace {
-    fn drop(&mut self) {
-        // SAFETY: allocated in `Module::workspace` with this layout.
-        unsafe { dealloc(self.base, self.layout) }
-    }
-}
 
 impl Module {
     pub fn compile(kernels: &[Kernel], target: Target) -> Result<Module, CompileError> {
@@ -244,16 +236,10 @@ impl Module {
 
     /// Memory for launches on a pool of so many threads; allocated once.
     pub fn workspace(&self, n_threads: usize) -> Workspace {
-        let bytes = self.workspace_bytes(n_threads).max(64) as usize;
-        let Ok(layout) = Layout::from_size_align(bytes, 64) else { bug!("a workspace of {bytes} bytes") };
-        // SAFETY: the size is not zero.
-        let base = unsafe { alloc_zeroed(layout) };
-        if base.is_null() {
-            handle_alloc_error(layout);
-        }
+        let mut block = Block::zeroed(self.workspace_bytes(n_threads));
         let partials = self.partial_bytes.next_multiple_of(64) as usize;
         let scratch = self.scratch_bytes.next_multiple_of(4096) as usize;
-        Workspace { base, layout, partials, scratch, deal: Deal::new(n_threads) }
+        Workspace { base: block.base(), _block: block, partials, scratch, deal: Deal::new(n_threads) }
     }
 
     /// Runs kernel number `kernel` to its end on all threads of the pool.

@@ -4,13 +4,12 @@
 //! live in [`Tensors`], shared by name between the executables of a stage (training, evaluation, decoding).
 //! All memory of a step is taken when the executable is made; nothing is allocated in a step.
 
-mod block;
 mod executable;
 mod peak;
 mod tensors;
 
-pub use block::Block;
 pub use executable::{BuildError, Element, Executable};
+pub use mdl_codegen::Block;
 pub use peak::{copy_bytes_per_second, peak_flops};
 pub use tensors::{Tensor, Tensors};
 

@@ -1,4 +1,4 @@
-//! The innermost product: up to 8 rows of A by one panel of B, in registers, for each instruction set.
+//! The innermost product: up to 12 rows of A by one panel of B, in registers, for each instruction set.
 //!
 //! `to[i][j] (+)= Σ_k a[i][k] · b[k][j]`: accumulators start at zero, one chain of multiply-adds over k for each element,
 //! added to what is there when `more`. A panel is two vectors wide; its first half alone can be asked for.
@@ -7,11 +7,8 @@ use super::pack::{Stored, panels};
 use super::prefetch;
 use crate::isa::Isa;
 
-/// Rows of A at once: with two vectors of B, 16 accumulators, enough to hide the latency of a multiply-add.
-pub(crate) const PANEL_ROWS: usize = 8;
-
-/// So many k ahead, the line of A is fetched: without it a processor sees less far than the second cache is away.
-const AHEAD: usize = 12;
+/// Rows of A in a panel. With two vectors of B, AVX-512 holds all of them in its registers, AVX2 half.
+pub(crate) const PANEL_ROWS: usize = 12;
 
 /// A panel of B: its first number, and from one k to the next.
 #[derive(Clone, Copy)]
@@ -28,20 +25,20 @@ pub(crate) struct Tile {
     pub(crate) more: bool,
 }
 
-/// A whose rows lie side by side, `a[k][row]`, packed or as it is: (depth, a, from one k to the next, b, tile).
-pub(crate) type Columns = unsafe fn(usize, *const f32, usize, Panel, Tile);
-/// A from rows that are contiguous along k.
-pub(crate) type Rows = unsafe fn(usize, &[*const f32; PANEL_ROWS], Panel, Tile);
-
+/// A tile in registers, A's rows side by side, `a[k][row]`: (depth, a, from one k to the next, b, tile).
+type Columns = unsafe fn(usize, *const f32, usize, Panel, Tile);
+/// The same, A from rows that are contiguous along k.
+type Rows = unsafe fn(usize, &[*const f32; PANEL_ROWS], Panel, Tile);
 /// Packs panels: (out, width of a panel, from, rows, k). See [`panels`].
 pub(crate) type Pack<T> = unsafe fn(*mut f32, usize, *const T, &[i64], &[i64]);
 
-/// The kernels of one instruction set, by height - 1 and by half or whole panel.
+/// The kernels of one instruction set.
 pub(crate) struct Micro {
     /// Columns of a panel of B.
     pub(crate) panel: usize,
-    columns: [[Columns; 2]; PANEL_ROWS],
-    rows: [[Rows; 2]; PANEL_ROWS],
+    /// By height - 1 and by half or whole panel; as many rows as the registers hold, which divide `PANEL_ROWS`.
+    columns: &'static [[Columns; 2]],
+    rows: &'static [[Rows; 2]],
     pub(crate) pack_f32: Pack<f32>,
     pub(crate) pack_bf16: Pack<half::bf16>,
     pub(crate) pack_f16: Pack<half::f16>,
@@ -56,12 +53,47 @@ impl Micro {
         }
     }
 
-    pub(crate) fn columns(&self, height: usize, half: bool) -> Columns {
-        self.columns[height - 1][usize::from(!half)]
+    /// `height` rows, at most `PANEL_ROWS`, of `a[k][row]` by a panel of B or its first half; `step` leads from one k to the
+    /// next: `PANEL_ROWS` when A is packed.
+    ///
+    /// # Safety
+    /// `a` and `b` have `depth` rows, the tile `height` rows of one vector or two; the machine has the instruction set.
+    #[allow(clippy::too_many_arguments, reason = "two operands and a result, each with its shape")]
+    pub(crate) unsafe fn columns(
+        &self,
+        height: usize,
+        half: bool,
+        depth: usize,
+        a: *const f32,
+        step: usize,
+        b: Panel,
+        to: Tile,
+    ) {
+        for row in (0..height).step_by(self.columns.len()) {
+            let rows = (height - row).min(self.columns.len());
+            // SAFETY: the caller's promise.
+            unsafe { self.columns[rows - 1][usize::from(!half)](depth, a.add(row), step, b, to.from_row(row)) };
+        }
     }
 
-    pub(crate) fn rows(&self, height: usize, half: bool) -> Rows {
-        self.rows[height - 1][usize::from(!half)]
+    /// The same for rows that are contiguous along k, each from its head.
+    ///
+    /// # Safety
+    /// As for `columns`.
+    pub(crate) unsafe fn rows(&self, half: bool, depth: usize, heads: &[*const f32], b: Panel, to: Tile) {
+        for (at, some) in heads.chunks(self.rows.len()).enumerate() {
+            let mut heads = [std::ptr::null::<f32>(); PANEL_ROWS];
+            heads[..some.len()].copy_from_slice(some);
+            let to = to.from_row(at * self.rows.len());
+            // SAFETY: the caller's promise.
+            unsafe { self.rows[some.len() - 1][usize::from(!half)](depth, &heads, b, to) };
+        }
+    }
+}
+
+impl Tile {
+    fn from_row(self, row: usize) -> Tile {
+        Tile { to: self.to.wrapping_add(row * self.length), ..self }
     }
 }
 
@@ -117,20 +149,13 @@ unsafe fn tile<S: Vector, const H: usize, const V: usize>(
 }
 
 macro_rules! kernels {
-    ($vector:ty $(, $feature:literal)?) => {
+    ($vector:ty, [$($height:literal)*] $(, $feature:literal)?) => {
         /// # Safety
         /// See `tile`; the machine has the features.
         $(#[target_feature(enable = $feature)])?
         unsafe fn columns<const H: usize, const V: usize>(depth: usize, a: *const f32, step: usize, b: Panel, to: Tile) {
             // SAFETY: the caller's promise.
-            unsafe {
-                tile::<$vector, H, V>(depth, #[inline(always)] |k, i| {
-                    if i == 0 {
-                        prefetch::<0>(a.wrapping_add((k + AHEAD) * step).cast());
-                    }
-                    a.add(k * step + i)
-                }, b, to)
-            }
+            unsafe { tile::<$vector, H, V>(depth, #[inline(always)] |k, i| a.add(k * step + i), b, to) }
         }
 
         /// # Safety
@@ -155,18 +180,8 @@ macro_rules! kernels {
             pack_f32: pack::<f32>,
             pack_bf16: pack::<half::bf16>,
             pack_f16: pack::<half::f16>,
-            columns: [
-                [columns::<1, 1>, columns::<1, 2>], [columns::<2, 1>, columns::<2, 2>],
-                [columns::<3, 1>, columns::<3, 2>], [columns::<4, 1>, columns::<4, 2>],
-                [columns::<5, 1>, columns::<5, 2>], [columns::<6, 1>, columns::<6, 2>],
-                [columns::<7, 1>, columns::<7, 2>], [columns::<8, 1>, columns::<8, 2>],
-            ],
-            rows: [
-                [rows::<1, 1>, rows::<1, 2>], [rows::<2, 1>, rows::<2, 2>],
-                [rows::<3, 1>, rows::<3, 2>], [rows::<4, 1>, rows::<4, 2>],
-                [rows::<5, 1>, rows::<5, 2>], [rows::<6, 1>, rows::<6, 2>],
-                [rows::<7, 1>, rows::<7, 2>], [rows::<8, 1>, rows::<8, 2>],
-            ],
+            columns: &[$([columns::<$height, 1>, columns::<$height, 2>]),*],
+            rows: &[$([rows::<$height, 1>, rows::<$height, 2>]),*],
         };
     };
 }
@@ -214,11 +229,11 @@ mod baseline {
         }
     }
 
-    kernels!(Four);
+    kernels!(Four, [1 2 3 4]);
 }
 
 macro_rules! x86_vector {
-    ($module:ident, $name:ident, $inner:ident, $lanes:literal, $feature:literal,
+    ($module:ident, $name:ident, $inner:ident, $lanes:literal, [$($height:literal)*], $feature:literal,
      $zero:ident, $load:ident, $splat:ident, $fma:ident, $add:ident, $store:ident) => {
         #[cfg(target_arch = "x86_64")]
         mod $module {
@@ -265,7 +280,7 @@ macro_rules! x86_vector {
                 }
             }
 
-            kernels!($name, $feature);
+            kernels!($name, [$($height)*], $feature);
         }
         #[cfg(not(target_arch = "x86_64"))]
         use baseline as $module;
@@ -277,6 +292,7 @@ x86_vector!(
     Eight,
     __m256,
     8,
+    [1 2 3 4 5 6],
     "avx2,fma",
     _mm256_setzero_ps,
     _mm256_loadu_ps,
@@ -290,6 +306,7 @@ x86_vector!(
     Sixteen,
     __m512,
     16,
+    [1 2 3 4 5 6 7 8 9 10 11 12],
     "avx512f",
     _mm512_setzero_ps,
     _mm512_loadu_ps,

@@ -3,6 +3,7 @@
 use half::{bf16, f16};
 
 use super::adjacent;
+use super::micro::PANEL_ROWS;
 
 /// What operands are stored as.
 pub(super) trait Stored: Copy {
@@ -46,9 +47,12 @@ pub(super) unsafe fn panels<T: Stored>(out: *mut f32, width: usize, from: *const
         unsafe {
             match (order, width) {
                 ((true, _), 32) if whole => rows_adjacent::<T, 32>(to, from.offset(panel[0] as isize), k),
+                ((true, _), PANEL_ROWS) if whole => {
+                    rows_adjacent::<T, PANEL_ROWS>(to, from.offset(panel[0] as isize), k);
+                }
                 ((true, _), 16) if whole => rows_adjacent::<T, 16>(to, from.offset(panel[0] as isize), k),
                 ((true, _), 8) if whole => rows_adjacent::<T, 8>(to, from.offset(panel[0] as isize), k),
-                ((false, true), 8 | 16 | 32) if whole => {
+                ((false, true), _) if whole && width.is_multiple_of(4) => {
                     k_adjacent(to, width, from.offset(k[0] as isize), panel, k.len())
                 }
                 _ => any(to, width, from, panel, k),

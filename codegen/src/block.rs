@@ -66,7 +66,7 @@ mod mapped {
     use std::ptr::NonNull;
 
     /// Blocks of this size ask for pages of 2 MiB: kernels walk them with large strides, and every small page is looked up.
-    const LARGE: usize = 16 << 20;
+    const LARGE: usize = 4 << 20;
     const HUGE_PAGE: usize = 2 << 20;
 
     pub(super) struct Pages {
