@@ -5,6 +5,7 @@
 //! Deliberately absent: fusion, memory and kernels, which start from what [`prepare`] gives.
 
 pub mod accumulate;
+mod chunk;
 pub mod hoist;
 pub mod precision;
 pub mod recompute;
@@ -26,6 +27,8 @@ pub struct Options {
     pub micro: u64,
     /// What the backward loops may keep of the forward ones, in bytes over all loops; `None` keeps whatever they read.
     pub saved_bytes: Option<u64>,
+    /// Products larger than this that are only reduced, such as logits, are computed in pieces; `None` leaves it to the compiler.
+    pub chunk_bytes: Option<u64>,
 }
 
 /// The axis that [`Options::micro`] cuts.
@@ -86,6 +89,11 @@ pub const PASSES: &[Pass] = &[
         name: "accumulate",
         doc: "cuts the batch into pieces and adds up what they give",
         run: accumulate::accumulate,
+    },
+    Pass {
+        name: "chunk",
+        doc: "computes large products that are only reduced, such as logits, in pieces",
+        run: |graph, options| Ok(chunk::chunk(graph, options)),
     },
     Pass { name: "precision", doc: "gives every value the dtype it is stored in", run: precision::precision },
     Pass { name: "recompute", doc: "saves less for the backward loops, within the budget", run: recompute::run },

@@ -8,8 +8,8 @@
 //! Which loop computes which sum: as late as what waits for it allows, so that sums nobody waits for (the loss that is reported)
 //! are in the last loop, with the gradients. Elementwise values that several loops need are computed in each.
 
-mod kinds;
-mod piece;
+pub(super) mod kinds;
+pub(super) mod piece;
 
 use mdl_graph::{Axis, Graph, Input, Name, NodeId, Op, Output, Span, bug};
 

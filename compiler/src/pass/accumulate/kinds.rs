@@ -7,7 +7,7 @@ use crate::grad::params;
 use crate::pass::simplify::constant_of;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Kind {
+pub(in crate::pass) enum Kind {
     /// The same whatever piece of the batch is looked at.
     Whole,
     /// Has the axis; each position depends on its own example only. Or a loop around such values.
@@ -122,7 +122,13 @@ fn is_zero(graph: &Graph, id: NodeId) -> bool {
     constant_of(graph, id).is_some_and(|value: Scalar| value.as_f64() == 0.0)
 }
 
-fn of_node(graph: &Graph, id: NodeId, op: &Op, batch: &Name, args: &[Kind]) -> Result<Kind, PassError> {
+pub(in crate::pass) fn of_node(
+    graph: &Graph,
+    id: NodeId,
+    op: &Op,
+    batch: &Name,
+    args: &[Kind],
+) -> Result<Kind, PassError> {
     let node = graph.node(id);
     let mixed = |how: &str| {
         let message = format!("`{}` {how} the examples of a batch, so `micro` would change what it means", op.name());

@@ -2,7 +2,7 @@
 
 use mdl_graph::{Axis, DType, Graph, Input, InputKind, Loop, Name, NodeId, Op, Role, Type};
 
-pub(super) struct Piece<'a> {
+pub(in crate::pass) struct Piece<'a> {
     graph: &'a Graph,
     batch: &'a Name,
     /// Examples in a piece.
@@ -14,13 +14,13 @@ pub(super) struct Piece<'a> {
 }
 
 impl<'a> Piece<'a> {
-    pub(super) fn new(graph: &'a Graph, batch: &'a Name, size: u64) -> Piece<'a> {
+    pub(in crate::pass) fn new(graph: &'a Graph, batch: &'a Name, size: u64) -> Piece<'a> {
         let map = vec![None; graph.nodes().len()];
         Piece { graph, batch, size, body: Graph::new(), map, first: NodeId(0) }
     }
 
     /// A name that no axis of the graph has.
-    pub(super) fn free_name(&self, name: &str) -> Name {
+    pub(in crate::pass) fn free_name(&self, name: &str) -> Name {
         let mut name = Name::from(name);
         while self.graph.nodes().iter().any(|node| node.ty.axes.contains(&name)) {
             name = name.twin();
@@ -28,7 +28,7 @@ impl<'a> Piece<'a> {
         name
     }
 
-    pub(super) fn param(&mut self, name: String, ty: Type) -> NodeId {
+    pub(in crate::pass) fn param(&mut self, name: String, ty: Type) -> NodeId {
         self.body.input(name, InputKind::Param, ty)
     }
 
@@ -40,20 +40,20 @@ impl<'a> Piece<'a> {
     }
 
     /// A batched input: the loop scans it piece by piece.
-    pub(super) fn scan(&mut self, id: NodeId) {
+    pub(in crate::pass) fn scan(&mut self, id: NodeId) {
         let ty = shorter(self.graph.ty(id), self.batch, self.size);
         self.map[id.idx()] = Some(self.param(self.name(id), ty));
     }
 
     /// The scanned number of the piece.
-    pub(super) fn number(&mut self) {
+    pub(in crate::pass) fn number(&mut self) {
         let number = self.param("piece".into(), Type::scalar(DType::I32));
         let size = self.body.constant(self.size as f64, DType::I32);
         self.first = self.body.add(Op::Mul, &[number, size]);
     }
 
     /// A value from outside; false if it is inside already, or is made anew there.
-    pub(super) fn free(&mut self, id: NodeId) -> bool {
+    pub(in crate::pass) fn free(&mut self, id: NodeId) -> bool {
         if self.map[id.idx()].is_some() {
             return false;
         }
@@ -65,27 +65,27 @@ impl<'a> Piece<'a> {
         true
     }
 
-    pub(super) fn copy(&mut self, id: NodeId) {
+    pub(in crate::pass) fn copy(&mut self, id: NodeId) {
         let args: Vec<NodeId> = self.graph.args(id).iter().filter_map(|arg| self.map[arg.idx()]).collect();
         let copied = copy_shorter(&mut self.body, self.graph, id, &args, self.batch, self.size, self.first);
         self.map[id.idx()] = Some(copied);
     }
 
     /// The next value of a sum, or of something that every piece gives alike.
-    pub(super) fn sum(&mut self, id: NodeId, before: NodeId, adds: bool) {
+    pub(in crate::pass) fn sum(&mut self, id: NodeId, before: NodeId, adds: bool) {
         let Some(value) = self.map[id.idx()] else { return };
         self.body.set_here_like(self.graph.node(id));
         let next = if adds { self.body.add(Op::Add, &[before, value]) } else { value };
         self.body.output_as(format!("sum {}", id.0), Role::Value, next);
     }
 
-    pub(super) fn stack(&mut self, id: NodeId) {
+    pub(in crate::pass) fn stack(&mut self, id: NodeId) {
         if let Some(value) = self.map[id.idx()] {
             self.body.output_as(format!("part {}", id.0), Role::Value, value);
         }
     }
 
-    pub(super) fn finish(self, axis: Axis, carries: usize, scans: usize) -> Loop {
+    pub(in crate::pass) fn finish(self, axis: Axis, carries: usize, scans: usize) -> Loop {
         Loop { axis, reverse: false, carries, scans, until: false, body: self.body }
     }
 }
