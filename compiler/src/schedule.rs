@@ -13,7 +13,7 @@ pub(crate) mod layout;
 
 use std::collections::{BTreeMap, HashMap};
 
-use mdl_graph::{Axis, DType, Graph, InputKind, Name, Role};
+use mdl_graph::{Axis, DType, Graph, InputKind, Loop, Name, Role};
 
 use crate::kernel::Kernel;
 use crate::lower::Lowered;
@@ -49,6 +49,9 @@ pub(crate) struct Buffer {
     state: Option<u32>,
     first: usize,
     last: usize,
+    /// The loop that makes it slice by slice, and the last that reads it so.
+    comes: Option<place::Stairs>,
+    goes: Option<place::Stairs>,
 }
 
 /// What grows while bodies are planned.
@@ -67,7 +70,17 @@ pub(crate) struct Planner<'o> {
 impl Planner<'_> {
     fn buffer(&mut self, name: String, dtype: DType, bytes: u64, category: Category) -> SlotId {
         let tick = self.tick;
-        self.buffers.push(Buffer { name, bytes, dtype, category, state: None, first: tick, last: tick });
+        self.buffers.push(Buffer {
+            name,
+            bytes,
+            dtype,
+            category,
+            state: None,
+            first: tick,
+            last: tick,
+            comes: None,
+            goes: None,
+        });
         SlotId(self.buffers.len() as u32 - 1)
     }
 
@@ -82,6 +95,25 @@ impl Planner<'_> {
         let buffer = &mut self.buffers[home.buffer.0 as usize];
         buffer.first = buffer.first.min(tick);
         buffer.last = buffer.last.max(tick);
+    }
+
+    /// Says that a loop, whose first tick was `first` and whose last is this one, touches these buffers slice by slice along its axis.
+    fn stairs(&mut self, inner: &Loop, first: usize, scanned: &[Home], stacked: &[Home], all: &[Home]) {
+        let stairs = place::Stairs { first, last: self.tick, count: inner.axis.size, reverse: inner.reverse };
+        if !(2..=place::MOST_SLICES).contains(&stairs.count) {
+            return;
+        }
+        for (home, is_made) in scanned.iter().map(|home| (home, false)).chain(stacked.iter().map(|home| (home, true))) {
+            let buffer = &mut self.buffers[home.buffer.0 as usize];
+            let slice_bytes = home.layout.stride(&inner.axis.name).unwrap_or(0) * buffer.dtype.size_bytes() as i64;
+            let is_slices = home.offset == 0
+                && home.moves.is_empty()
+                && slice_bytes > 0
+                && slice_bytes as u64 * stairs.count == buffer.bytes;
+            let is_alone = all.iter().filter(|other| other.buffer == home.buffer).count() == 1;
+            let place = if is_made { &mut buffer.comes } else { &mut buffer.goes };
+            *place = (is_slices && is_alone).then_some(stairs);
+        }
     }
 
     fn kernel(&mut self, kernel: Kernel) -> KernelId {
@@ -186,7 +218,10 @@ impl Planner<'_> {
             .iter()
             .map(|at| {
                 let buffer = &self.buffers[*at];
-                place::Span { bytes: buffer.bytes, first: buffer.first, last: buffer.last }
+                // Only if nobody touches it before or after, nor within the loop in another way.
+                let comes = buffer.comes.filter(|stairs| stairs.first == buffer.first);
+                let goes = buffer.goes.filter(|stairs| stairs.last == buffer.last);
+                place::Span { bytes: buffer.bytes, first: buffer.first, last: buffer.last, comes, goes }
             })
             .collect();
         let placed = place::place(&spans);
@@ -216,16 +251,11 @@ impl Planner<'_> {
             add(category, state.bytes);
             kept += state.bytes;
         }
-        let mut live = 0;
-        for at in &arena {
-            let buffer = &self.buffers[*at];
-            if buffer.first <= placed.peak_tick && placed.peak_tick <= buffer.last {
-                add(buffer.category, buffer.bytes);
-                live += buffer.bytes;
-            }
+        for (at, live_bytes) in arena.iter().zip(&placed.live) {
+            add(self.buffers[*at].category, *live_bytes);
         }
         // Gaps between buffers, and what rounding to whole cache lines costs.
-        add(Category::Workspace, placed.bytes - live);
+        add(Category::Workspace, placed.bytes - placed.bound);
         self.report.bytes = bytes.into_iter().collect();
         self.report.bytes.sort_by_key(|(category, _)| Category::ALL.iter().position(|other| other == category));
         self.report.peak_bytes = kept + placed.bytes;

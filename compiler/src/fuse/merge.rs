@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use mdl_graph::{Name, NodeId, Op};
+use mdl_graph::{Name, NodeId, Op, Phase};
 
 use super::{Body, Group, Kind, Shape, bytes_moved, makes_rows};
 
@@ -262,6 +262,15 @@ fn join(body: &Body<'_>, a: &Group, b: &Group, touch_a: &Touch, touch_b: &Touch)
         return None;
     }
     if a.members.keys().chain(b.members.keys()).any(|id| body.apart.contains(id)) {
+        return None;
+    }
+    // What the end of a step would compute beside its beginning stays in memory all the time between.
+    let is_update = |group: &Group| group.members.keys().any(|id| body.graph.node(*id).phase == Phase::Update);
+    let feeds = |from: &Group, to: &Group| {
+        let mut reads = to.members.keys().flat_map(|id| &body.reads[id.idx()]);
+        reads.any(|read| from.members.contains_key(&read.root))
+    };
+    if is_update(a) != is_update(b) && !feeds(a, b) && !feeds(b, a) {
         return None;
     }
     // Reductions of nothing have a kernel of their own kind.

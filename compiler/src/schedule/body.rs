@@ -517,6 +517,7 @@ impl Emit<'_, '_, '_> {
         let graph = self.body.graph;
         let args = graph.args(id);
         let (axis, count) = (&inner.axis.name, inner.axis.size);
+        let first = self.planner.tick;
         let at = |home: &Home, dtype: DType| -> Option<Home> {
             let (layout, stride) = home.layout.without(axis)?;
             let mut moves = home.moves.clone();
@@ -534,6 +535,7 @@ impl Emit<'_, '_, '_> {
                 None => bug!("a scanned argument of {id} has no axis {axis}"),
             }
         }
+        let scanned = around[..inner.scans].to_vec();
         let results = graph.results(id).map_err(|error| CompileError::new(Some(id), error.0))?;
         let mut stacks: Vec<Home> = Vec::new();
         for (k, ty) in results.iter().enumerate().skip(inner.carries) {
@@ -568,6 +570,7 @@ impl Emit<'_, '_, '_> {
         for home in &around {
             self.planner.touch(home);
         }
+        self.planner.stairs(inner, first, &scanned, &stacks, &around);
         self.planner.tick += 1;
         let until = if inner.until { planned.outputs.last().map(Home::arg) } else { None };
         self.steps.push(Step::Loop { count, reverse: inner.reverse, until, body: planned.steps });

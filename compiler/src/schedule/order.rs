@@ -1,4 +1,5 @@
-//! The order of tasks: among those that can run, the one that leaves the fewest bytes alive.
+//! The order of tasks: among those that can run, the one that leaves the fewest bytes alive. Then whatever is made of nothing but inputs is
+//! put off until somebody needs it.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -39,7 +40,7 @@ pub(super) fn order(body: &Body<'_>, fusion: &Fusion, tasks: &Tasks) -> Vec<Task
     let mut left = readers(body, fusion, tasks);
     let made: Vec<u64> = tasks.list.iter().map(|task| made(body, fusion, *task)).collect();
     let mut ready: BTreeSet<usize> = (0..tasks.list.len()).filter(|at| waits[*at] == 0).collect();
-    let mut order = Vec::with_capacity(tasks.list.len());
+    let mut order: Vec<usize> = Vec::with_capacity(tasks.list.len());
     while !ready.is_empty() {
         let score = |at: usize| -> i64 {
             let freed: u64 = reads[at]
@@ -58,7 +59,7 @@ pub(super) fn order(body: &Body<'_>, fusion: &Fusion, tasks: &Tasks) -> Vec<Task
                 *count -= 1;
             }
         }
-        order.push(tasks.list[best]);
+        order.push(best);
         for to in &tasks.next[best] {
             waits[*to] -= 1;
             if waits[*to] == 0 {
@@ -66,7 +67,33 @@ pub(super) fn order(body: &Body<'_>, fusion: &Fusion, tasks: &Tasks) -> Vec<Task
             }
         }
     }
-    order
+    put_off(body, fusion, tasks, &reads, order)
+}
+
+/// A task that reads nothing that was made here, such as zeros to add to or a weight that is rounded, keeps nothing alive by waiting: it
+/// comes right before the first task that waits for it.
+fn put_off(
+    body: &Body<'_>,
+    fusion: &Fusion,
+    tasks: &Tasks,
+    reads: &[BTreeSet<NodeId>],
+    order: Vec<usize>,
+) -> Vec<Task> {
+    let mut place = vec![0usize; tasks.list.len()];
+    for (at, task) in order.iter().enumerate() {
+        place[*task] = at;
+    }
+    let mut keyed: Vec<(usize, bool, usize, usize)> = Vec::with_capacity(order.len());
+    for (at, task) in order.iter().enumerate() {
+        let waits = reads[*task].iter().all(|root| maker(body, fusion, *root).is_none());
+        let first = tasks.next[*task].iter().map(|next| place[*next]).min();
+        keyed.push(match first {
+            Some(first) if waits => (first, false, at, *task),
+            _ => (at, true, at, *task),
+        });
+    }
+    keyed.sort_unstable();
+    keyed.into_iter().map(|(.., task)| tasks.list[task]).collect()
 }
 
 /// The bytes that a task brings to life.
