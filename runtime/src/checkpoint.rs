@@ -120,6 +120,11 @@ pub fn latest(home: &Path) -> Result<Option<Checkpoint>, RunError> {
     newest(home).map(|(_, folder)| load(&folder)).transpose()
 }
 
+/// The weights alone of the latest checkpoint: whoever does not go on training neither reads nor verifies the rest.
+pub fn latest_weights(home: &Path) -> Result<Option<Checkpoint>, RunError> {
+    newest(home).map(|(_, folder)| load_files(&folder, &[MODEL])).transpose()
+}
+
 /// Finds the newest checkpoint without touching anything: another process may be writing one.
 fn newest(home: &Path) -> Option<(u64, PathBuf)> {
     let names = Os.names(home).ok()?;
@@ -136,20 +141,24 @@ fn step_of(name: &str) -> Option<u64> {
 
 /// Reads one checkpoint. Every file must have the size and the checksum that the manifest says.
 pub fn load(folder: &Path) -> Result<Checkpoint, RunError> {
-    read(folder).map_err(|problem| {
+    load_files(folder, &[MODEL, STATE])
+}
+
+fn load_files(folder: &Path, names: &[&str]) -> Result<Checkpoint, RunError> {
+    read(folder, names).map_err(|problem| {
         let help = format!("remove {} to go on from the checkpoint before it, or to start again", folder.display());
         RunError::from(if problem.help.is_none() { problem.help(help) } else { problem })
     })
 }
 
-fn read(folder: &Path) -> Result<Checkpoint, Problem> {
+fn read(folder: &Path, names: &[&str]) -> Result<Checkpoint, Problem> {
     let manifest_path = folder.join(MANIFEST);
     let text = read_file(&manifest_path)?;
     let manifest = Manifest::from_json(&text).map_err(|why| damaged(&manifest_path, &why))?;
     let (mut tensors, mut files) = (BTreeMap::new(), Vec::new());
-    for name in [MODEL, STATE] {
+    for name in names {
         let path = folder.join(name);
-        let Some(facts) = manifest.files.get(name) else {
+        let Some(facts) = manifest.files.get(*name) else {
             return Err(damaged(&manifest_path, &format!("does not name {name}")));
         };
         let unread = |error: io::Error| unreadable(&path, &error);

@@ -12,8 +12,11 @@ use mdl_lang::decode::{POS, decode};
 use crate::device::{Cpu, Executable, Tensors};
 use crate::error::RunError;
 
-/// How many positions of a prompt are read at once, where the model allows it.
-const PROMPT_ROWS: u64 = 16;
+/// How many positions of a prompt are read at once, where the model allows it: the most that the context has room for. Weights are read once
+/// for all of them, so 64 cost little more than the memory traffic of one.
+const PROMPT_ROWS: [u64; 2] = [64, 16];
+/// A rest shorter than this is read one position at a time: a block would multiply by rows that nobody asks for.
+const FEW: usize = 3;
 
 /// How the next token is chosen from the model's logits.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -36,7 +39,8 @@ impl Default for Choice {
 /// A decoder that is ready to run.
 pub struct Generator {
     one: Executable,
-    many: Option<Executable>,
+    /// Reads so many positions at once.
+    many: Option<(Executable, u64)>,
     caches: Vec<Name>,
     context: u64,
     vocab: usize,
@@ -54,7 +58,8 @@ impl Generator {
         };
         let (one, caches) = build(1)?;
         // A recurrent model is read one position at a time.
-        let many = if axis.size >= PROMPT_ROWS { build(PROMPT_ROWS).ok().map(|(many, _)| many) } else { None };
+        let rows = PROMPT_ROWS.into_iter().find(|rows| *rows <= axis.size);
+        let many = rows.and_then(|rows| Some((build(rows).ok()?.0, rows)));
         let Some(vocab) = one.output::<f32>("logits").map(<[f32]>::len) else {
             return Err(RunError::failed("deriving the decoder", "the model gives no logits"));
         };
@@ -68,13 +73,13 @@ impl Generator {
 
     /// What it takes besides the tensors.
     pub fn own_bytes(&self, cpu: &Cpu) -> u64 {
-        self.one.own_bytes(cpu) + self.many.as_ref().map_or(0, |many| many.own_bytes(cpu))
+        self.one.own_bytes(cpu) + self.many.as_ref().map_or(0, |(many, _)| many.own_bytes(cpu))
     }
 
     /// Makes the weights, states and caches that are not there yet.
     pub fn allocate(&self, tensors: &mut Tensors) {
         tensors.allocate(self.one.plan());
-        if let Some(many) = &self.many {
+        if let Some((many, _)) = &self.many {
             tensors.allocate(many.plan());
         }
     }
@@ -123,13 +128,16 @@ impl Generator {
     /// Reads the tokens that were not read yet; the logits of the last one are in `scratch` then.
     fn read(&mut self, tensors: &mut Tensors, cpu: &Cpu, text: &[u32], read: &mut u64) -> Result<(), RunError> {
         while (*read as usize) < text.len() {
-            let rest = &text[*read as usize..];
             // Rows past the end of the text are written to the caches too, and written over before anything sees them.
-            let fits = *read + PROMPT_ROWS <= self.context;
             let (executable, rows) = match &mut self.many {
-                Some(many) if rest.len() > 1 && fits => (many, PROMPT_ROWS as usize),
+                Some((many, rows)) if text.len() - *read as usize >= FEW => {
+                    // A block that would reach beyond the context begins earlier, and reads some positions again.
+                    *read = (*read).min(self.context - *rows);
+                    (many, *rows as usize)
+                }
                 _ => (&mut self.one, 1),
             };
+            let rest = &text[*read as usize..];
             let n = rest.len().min(rows);
             if let Some(ids) = executable.input::<i32>("ids") {
                 ids.fill(0);

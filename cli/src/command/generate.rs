@@ -38,15 +38,6 @@ fn write(common: &Common, matches: &ArgMatches, loaded: &Loaded) -> Result<(), R
     let Some(tokenizer) = &dataset.tokenizer else {
         return Err(RunError::failed(format!("writing text with `{stage}`"), "its data has no tokenizer"));
     };
-    let folder = common.out().join(stage).join("checkpoints");
-    let Some(found) = checkpoint::latest(&folder)? else {
-        let why = format!(
-            "there is no checkpoint in {}; train it first: `mdlc run {}`",
-            folder.display(),
-            common.recipe.display()
-        );
-        return Err(RunError::failed(format!("writing text with `{stage}`"), why));
-    };
     let prompt = tokenizer.encode(&given::<String>(matches, "prompt"))?;
     if prompt.is_empty() {
         return Err(RunError::Usage("the prompt is empty; the model needs a token to begin with".to_string()));
@@ -55,6 +46,18 @@ fn write(common: &Common, matches: &ArgMatches, loaded: &Loaded) -> Result<(), R
     let mut generator = Generator::new(forward, &train::orders(spec), &cpu)?;
     let mut tensors = Tensors::new();
     generator.allocate(&mut tensors);
+    let folder = common.out().join(stage).join("checkpoints");
+    // What the optimizer remembers is most of a checkpoint, and of no use here; a layer's states are.
+    let has_states = spec.states.iter().any(|state| tensors.get(state.name.as_str()).is_some());
+    let latest = if has_states { checkpoint::latest } else { checkpoint::latest_weights };
+    let Some(found) = latest(&folder)? else {
+        let why = format!(
+            "there is no checkpoint in {}; train it first: `mdlc run {}`",
+            folder.display(),
+            common.recipe.display()
+        );
+        return Err(RunError::failed(format!("writing text with `{stage}`"), why));
+    };
     train::load_weights(&found, spec, &mut tensors)?;
     let choice = Choice {
         temperature: given(matches, "temperature"),
