@@ -30,6 +30,8 @@ pub(crate) enum Drive {
     Grid,
     /// The same, over (kept point, chunk); exit number i accumulates in buffer `n_bufs + i`.
     Chunks { keep: usize, chunks: u64 },
+    /// `(bufs, lo, hi, first, last, scratch)` over grid points, on the strip's positions `first..last`: see `plane::RowsEntry`.
+    Rows,
     /// `(bufs, lo, hi, outer n, first, last, product, product row length, scratch)`: see `contract::Epilogue`.
     Product { n_outer: usize },
 }
@@ -51,6 +53,8 @@ pub(crate) struct Emitter<'a, 'f> {
     tile: (Value, Value),
     /// The length when it is known.
     length: Option<u64>,
+    /// The positions of the strip that are worked on, when they are not all.
+    bounds: Option<(Value, Value)>,
     /// The product's strip of this row, at the tile's first position.
     product: Option<Value>,
     /// Where each exit accumulates: statement and address.
@@ -102,6 +106,7 @@ pub(crate) fn emit<'f>(
         rows,
         tile: (zero, zero),
         length: None,
+        bounds: None,
         product: None,
         exits: Vec::new(),
     };
@@ -111,6 +116,7 @@ pub(crate) fn emit<'f>(
     match drive {
         Drive::Grid => emitter.grid(params[1], params[2]),
         Drive::Chunks { keep, chunks } => emitter.chunks(params[1], params[2], *keep, *chunks),
+        Drive::Rows => emitter.some_rows(&params),
         Drive::Product { n_outer } => emitter.products(&params, *n_outer),
     }
     emitter.b.ins().return_(&[]);
@@ -312,6 +318,21 @@ impl Emitter<'_, '_> {
         });
     }
 
+    /// Rows of which only some positions are worked on.
+    fn some_rows(&mut self, params: &[Value]) {
+        let &[_, lo, hi, first, last, _] = params else { bug!("a body on rows has {} parameters", params.len()) };
+        let n_dims = self.scope.dims.len() - 1;
+        self.bounds = Some((first, last));
+        let count = self.b.ins().isub(last, first);
+        self.unflatten(lo, 0..n_dims);
+        self.repeat(lo, hi, 1, |e, _| {
+            e.tile = (first, count);
+            e.length = None;
+            e.phases(true);
+            e.advance(0..n_dims);
+        });
+    }
+
     fn one_tile(&mut self) {
         let extent = self.scope.extent();
         self.tile = (self.int(0), self.int(extent as i64));
@@ -321,12 +342,15 @@ impl Emitter<'_, '_> {
     /// The tile from `first`, as long as the strip goes on.
     fn set_tile(&mut self, first: Value) {
         let extent = self.scope.extent();
-        if extent.is_multiple_of(TILE) {
+        if extent.is_multiple_of(TILE) && self.bounds.is_none() {
             self.tile = (first, self.int(TILE as i64));
             self.length = Some(TILE);
             return;
         }
-        let end = self.int(extent as i64);
+        let end = match self.bounds {
+            Some((_, last)) => last,
+            None => self.int(extent as i64),
+        };
         let rest = self.b.ins().isub(end, first);
         let most = self.int(TILE as i64);
         let short = self.b.ins().icmp(IntCC::UnsignedLessThan, rest, most);
@@ -353,8 +377,11 @@ impl Emitter<'_, '_> {
                 self.b.ins().store(memory(), neutral, cell, 0);
             }
             if !phase.items.is_empty() {
-                let (zero, end) = (self.int(0), self.int(self.scope.extent().next_multiple_of(TILE) as i64));
-                self.repeat(zero, end, TILE as i64, |e, first| {
+                let (from, end) = match self.bounds {
+                    Some(bounds) => bounds,
+                    None => (self.int(0), self.int(self.scope.extent().next_multiple_of(TILE) as i64)),
+                };
+                self.repeat(from, end, TILE as i64, |e, first| {
                     e.set_tile(first);
                     e.items(phase, true);
                 });

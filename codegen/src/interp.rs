@@ -3,10 +3,12 @@
 //! In: a verified kernel and its buffers. Every operation is done in `f64` and rounded to the value's dtype; sums and
 //! products of a contraction are summed in `f64` and rounded once. Compiled kernels are compared with it.
 
+use std::collections::BTreeMap;
+
 use half::{bf16, f16};
 use mdl_compiler::kernel::{
-    Access, Contract, ContractDim, FoldKind, Kernel, Nest, Operand, Position, Prefix, Rank, ScalarOp, Scatter,
-    ScatterDim, Stmt, Top, Val, Work,
+    Access, Contract, ContractDim, FoldKind, Keeps, Kernel, Nest, Operand, Plane, PlaneSide, Position, Prefix, Rank,
+    ScalarOp, Scatter, ScatterDim, Stmt, Top, Val, Work,
 };
 use mdl_graph::{DType, Scalar, philox};
 
@@ -19,6 +21,7 @@ pub fn run(kernel: &Kernel, bufs: Buffers<'_>) {
     match &kernel.work {
         Work::Nest(nest) => memory.nest(nest),
         Work::Contract(contract) => memory.contract(contract),
+        Work::Plane(plane) => memory.plane(plane),
         Work::Scatter(scatter) => memory.scatter(scatter),
         Work::Prefix(prefix) => memory.prefix(prefix),
         Work::Top(top) => memory.top(top),
@@ -114,13 +117,11 @@ impl Memory<'_> {
         strip: u64,
         vals: &[Val],
         body: &[Stmt],
-        given: Vec<Scalar>,
+        given: Vec<Vec<Scalar>>,
         exit: &mut dyn FnMut(usize, usize, i64, Scalar),
-    ) {
-        let mut env: Env = vec![Vec::new(); vals.len()];
-        if let Some(first) = env.first_mut() {
-            *first = given;
-        }
+    ) -> Env {
+        let mut env = given;
+        env.resize(vals.len(), Vec::new());
         let mut point = grid.to_vec();
         point.push(0);
         let last = grid.len();
@@ -183,6 +184,65 @@ impl Memory<'_> {
                 }
             }
         }
+        env
+    }
+
+    fn plane(&self, plane: &Plane) {
+        let steps = |strides: &[i64], point: &[u64]| -> i64 {
+            strides.iter().zip(point).map(|(stride, at)| stride * *at as i64).sum()
+        };
+        let start = |side: &PlaneSide, batch: &[u64]| side.operand.base + steps(&side.batch, batch);
+        for batch in points(&plane.batch) {
+            // The sums of each of `outs`, by where they are stored.
+            let mut sums: Vec<BTreeMap<i64, f64>> = vec![BTreeMap::new(); plane.outs.len()];
+            for row in points(&plane.rows) {
+                let product = |(at, one): (usize, &mdl_compiler::kernel::PlaneIn)| -> Vec<Scalar> {
+                    let extents: Vec<u64> = one.k.iter().map(|dim| dim.extent).collect();
+                    let a = start(&one.a, &batch) + steps(&one.a.along, &row);
+                    let column = |j: u64| {
+                        let b = start(&one.b, &batch) + steps(&one.b.along, &[j]);
+                        let terms = points(&extents).map(|k| {
+                            let at = |of: fn(&ContractDim) -> i64| -> i64 {
+                                one.k.iter().zip(&k).map(|(dim, at)| of(dim) * *at as i64).sum()
+                            };
+                            let x = self.load(one.a.operand.buf.0 as usize, a + at(|dim| dim.a));
+                            x.as_f64() * self.load(one.b.operand.buf.0 as usize, b + at(|dim| dim.b)).as_f64()
+                        });
+                        round(plane.vals[at].dtype, Scalar::Float(terms.fold(0.0, |sum, term| sum + term)))
+                    };
+                    (0..plane.columns).map(column).collect()
+                };
+                let given = plane.ins.iter().enumerate().map(product).collect();
+                let point: Vec<u64> = batch.iter().chain(&row).copied().collect();
+                let env = self.body(&point, plane.columns, &plane.vals, &plane.body, given, &mut |_, _, _, _| {});
+                for (out, sums) in plane.outs.iter().zip(&mut sums) {
+                    let n_extents: Vec<u64> = out.n.iter().map(|dim| dim.extent).collect();
+                    for n in points(&n_extents) {
+                        let at = |of: fn(&mdl_compiler::kernel::PairDim) -> i64| -> i64 {
+                            out.n.iter().zip(&n).map(|(dim, at)| of(dim) * *at as i64).sum()
+                        };
+                        let (with, to) = (start(&out.with, &batch) + at(|dim| dim.x), at(|dim| dim.out));
+                        for (j, value) in env[out.val.0 as usize].iter().enumerate() {
+                            let j = [j as u64];
+                            let (summed, kept) = match out.keeps {
+                                Keeps::Rows => (&j[..], &row[..]),
+                                Keeps::Columns => (&row[..], &j[..]),
+                            };
+                            let with = with + steps(&out.with.along, summed);
+                            let term = value.as_f64() * self.load(out.with.operand.buf.0 as usize, with).as_f64();
+                            let place = start(&out.out, &batch) + steps(&out.out.along, kept) + to;
+                            *sums.entry(place).or_insert(0.0) += term;
+                        }
+                    }
+                }
+            }
+            for (out, sums) in plane.outs.iter().zip(sums) {
+                let dtype = plane.vals[out.val.0 as usize].dtype;
+                for (place, sum) in sums {
+                    self.store(out.out.operand.buf.0 as usize, place, round(dtype, Scalar::Float(sum)));
+                }
+            }
+        }
     }
 
     fn contract(&self, contract: &Contract) {
@@ -209,7 +269,7 @@ impl Memory<'_> {
                 round(product, Scalar::Float(terms.fold(0.0, |sum, term| sum + term)))
             });
             let strip: Vec<Scalar> = strip.collect();
-            self.body(&point, n_last.extent, &contract.vals, &contract.body, strip, &mut |_, _, _, _| {});
+            self.body(&point, n_last.extent, &contract.vals, &contract.body, vec![strip], &mut |_, _, _, _| {});
         }
     }
 

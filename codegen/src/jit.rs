@@ -105,7 +105,11 @@ impl Jit {
 
     fn signature(&self, drive: &Drive) -> Signature {
         let mut signature = self.module.make_signature();
-        let n_params = if matches!(drive, Drive::Product { .. }) { 9 } else { 4 };
+        let n_params = match drive {
+            Drive::Product { .. } => 9,
+            Drive::Rows => 6,
+            Drive::Grid | Drive::Chunks { .. } => 4,
+        };
         signature.params = vec![AbiParam::new(I64); n_params];
         signature
     }

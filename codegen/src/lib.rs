@@ -15,6 +15,7 @@ mod memory;
 mod module;
 mod nest;
 mod ordering;
+mod plane;
 mod pool;
 mod scatter;
 mod strip;

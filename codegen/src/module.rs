@@ -18,6 +18,7 @@ use crate::isa::Isa;
 use crate::jit::{Code, CompileError, Jit};
 use crate::memory::Buffers;
 use crate::nest::{Plan, Scope, TILE, normal, normal_columns, oriented, parts, strip_bytes};
+use crate::plane::{Planes, RowsEntry, Tiled};
 use crate::pool::Pool;
 use crate::workspace::{Needs, partial_bytes};
 use crate::{interp, ordering, scatter};
@@ -63,6 +64,7 @@ enum Part {
     Interpret(Box<Kernel>),
     Nest(Entry),
     Contract(Box<Contraction>),
+    Plane(Box<Planes>),
     Scatter(Scatter, DType, DType),
     Prefix(Prefix, DType),
     Top(Top, DType),
@@ -181,6 +183,21 @@ impl Module {
                     let part = Part::Contract(Box::new(contraction));
                     compiled.stages.push(Stage { parts: vec![(part, tasks)], tasks, alone });
                 }
+                Work::Plane(plane) => {
+                    let mut planes = Planes::new(kernel, plane, isa);
+                    let (inner, body) = Tiled::of(plane).body(kernel, plane, planes.pitch());
+                    let dims = plane.body_dims();
+                    let wide = jit.is_wide(plane.columns);
+                    let scope =
+                        Scope { kernel: &inner, dims: &dims, vals: &plane.vals, body: &body, product: false, wide };
+                    let plan = Plan::of(&scope);
+                    ids.push(jit.define(&scope, &plan, &Drive::Rows)?);
+                    planes.body = Some(as_rows(placeholder(ids.len())));
+                    planes.body_scratch = plan.scratch_bytes;
+                    module.scratch_bytes = module.scratch_bytes.max(planes.scratch_bytes());
+                    let (tasks, alone) = (planes.tasks(), planes.flops() < 16 * ALONE);
+                    compiled.stages.push(Stage { parts: vec![(Part::Plane(Box::new(planes)), tasks)], tasks, alone });
+                }
                 Work::Scatter(scatter) => {
                     let tasks = scatter::tasks(scatter);
                     let alone = scatter::work(scatter) < ALONE;
@@ -212,6 +229,9 @@ impl Module {
                         if let Finish::Body(body) = contraction.finish {
                             contraction.finish = Finish::Body(as_epilogue(addresses[body as usize - 1]));
                         }
+                    }
+                    Part::Plane(planes) => {
+                        planes.body = planes.body.map(|body| as_rows(addresses[body as usize - 1]));
                     }
                     Part::Interpret(_) | Part::Scatter(..) | Part::Prefix(..) | Part::Top(..) => {}
                 }
@@ -301,6 +321,7 @@ impl Stage {
                     Part::Interpret(kernel) => interp::run(kernel, bufs),
                     Part::Nest(entry) => entry(bufs.as_ptr(), from, to, scratch),
                     Part::Contract(contraction) => contraction.run(bufs, from, to, scratch, packed),
+                    Part::Plane(planes) => planes.run(bufs, from, to, scratch),
                     Part::Scatter(scatter, rows, index) => scatter::run(scatter, *rows, *index, bufs, from, to),
                     Part::Prefix(prefix, dtype) => ordering::prefix(prefix, *dtype, bufs, from, to),
                     Part::Top(top, dtype) => ordering::top(top, *dtype, bufs, from, to, scratch),
@@ -320,6 +341,12 @@ fn as_epilogue(address: *const u8) -> Epilogue {
     assert!(!address.is_null(), "a function without an address");
     // SAFETY: as in `as_entry`.
     unsafe { std::mem::transmute::<*const u8, Epilogue>(address) }
+}
+
+fn as_rows(address: *const u8) -> RowsEntry {
+    assert!(!address.is_null(), "a function without an address");
+    // SAFETY: as in `as_entry`.
+    unsafe { std::mem::transmute::<*const u8, RowsEntry>(address) }
 }
 
 fn define(
@@ -370,6 +397,15 @@ pub fn clif(kernel: &Kernel) -> Result<String, CompileError> {
             let (dims, body, n_columns) = normal_columns(contract);
             let scope = Scope { kernel, dims: &dims, vals: &contract.vals, body: &body, product: true, wide: false };
             jit.text(&scope, &Plan::of(&scope), &Drive::Product { n_outer: n_columns - 1 })
+        }
+        Work::Plane(plane) => {
+            let tiled = Tiled::of(plane);
+            let pitch = Planes::new(kernel, plane, Isa::Baseline).pitch();
+            let (inner, body) = tiled.body(kernel, plane, pitch);
+            let dims = plane.body_dims();
+            let scope =
+                Scope { kernel: &inner, dims: &dims, vals: &plane.vals, body: &body, product: false, wide: false };
+            jit.text(&scope, &Plan::of(&scope), &Drive::Rows)
         }
         Work::Contract(_) | Work::Scatter(_) | Work::Prefix(_) | Work::Top(_) => String::new(),
     })

@@ -192,7 +192,7 @@ unsafe fn gather_body(out: *mut u8, x: *const u8, step: i64, n: u64) {
 
 /// `f32` to `bf16`, to nearest even, without a branch; NaN stays NaN.
 #[inline(always)]
-fn narrow(x: f32) -> bf16 {
+pub(crate) fn narrow(x: f32) -> bf16 {
     bf16::from_bits((math::round_bf16(x) >> 16) as u16)
 }
 

@@ -8,6 +8,7 @@ use crate::jit::is_wide;
 use crate::module::{combiners, partial_buffers};
 use crate::nest::{Plan, Scope, normal, normal_columns, oriented, parts};
 use crate::ordering;
+use crate::plane::{Planes, Tiled};
 
 /// What the largest launch needs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -63,6 +64,15 @@ impl Needs {
                     contraction.body_scratch = Plan::of(&scope).scratch_bytes;
                 }
                 needs.scratch = contraction.scratch_bytes();
+            }
+            Work::Plane(plane) => {
+                let mut planes = Planes::new(kernel, plane, isa);
+                let (inner, body) = Tiled::of(plane).body(kernel, plane, planes.pitch());
+                let dims = plane.body_dims();
+                let wide = is_wide(isa, plane.columns);
+                let scope = Scope { kernel: &inner, dims: &dims, vals: &plane.vals, body: &body, product: false, wide };
+                planes.body_scratch = Plan::of(&scope).scratch_bytes;
+                needs.scratch = planes.scratch_bytes();
             }
             Work::Top(top) => needs.scratch = ordering::scratch_bytes(top),
             Work::Scatter(_) | Work::Prefix(_) => {}

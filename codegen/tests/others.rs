@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{Noise, compare, fill};
+use common::{Noise, compare, fill, layout};
 use mdl_compiler::kernel::{
     Access, Buf, BufId, Contract, ContractDim, Dim, Kernel, Operand, PairDim, Prefix, Role, ScalarOp, Scatter,
     ScatterDim, Stmt, Top, Val, ValId, Work,
@@ -10,23 +10,6 @@ use mdl_compiler::kernel::{
 use mdl_graph::DType;
 
 const SIZES: [u64; 9] = [0, 1, 2, 3, 5, 8, 9, 17, 40];
-
-/// Strides that lay some dimensions, in a random order, side by side; and the length.
-fn layout(noise: &mut Noise, extents: &[u64]) -> (Vec<i64>, u64) {
-    let mut order: Vec<usize> = (0..extents.len()).collect();
-    if noise.chance(2) {
-        for at in (1..order.len()).rev() {
-            order.swap(at, noise.below(at + 1));
-        }
-    }
-    let mut strides = vec![0; extents.len()];
-    let mut stride = 1;
-    for dim in order.into_iter().rev() {
-        strides[dim] = stride;
-        stride *= extents[dim].max(1) as i64;
-    }
-    (strides, stride as u64)
-}
 
 fn memory(kernel: &Kernel, noise: &mut Noise) -> Vec<common::Block> {
     kernel.bufs.iter().map(|buf| fill(buf, noise)).collect()

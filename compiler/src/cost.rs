@@ -28,6 +28,15 @@ pub fn kernel(kernel: &Kernel) -> Cost {
             let body = statements(&contract.vals, &contract.body, points / strip, strip);
             points.saturating_mul(depth).saturating_mul(2).saturating_add(body)
         }
+        Work::Plane(plane) => {
+            let rows = product(&mut plane.batch.iter().chain(&plane.rows).copied());
+            let depth = |extents: &mut dyn Iterator<Item = u64>| product(extents);
+            let ins = plane.ins.iter().map(|one| depth(&mut one.k.iter().map(|dim| dim.extent)));
+            let outs = plane.outs.iter().map(|one| depth(&mut one.n.iter().map(|dim| dim.extent)));
+            let each = ins.chain(outs).fold(0u64, u64::saturating_add).saturating_mul(2);
+            let body = statements(&plane.vals, &plane.body, rows, plane.columns);
+            rows.saturating_mul(plane.columns).saturating_mul(each).saturating_add(body)
+        }
         Work::Scatter(scatter) => {
             let dims = [&scatter.keep, &scatter.points, &scatter.inner];
             product(&mut dims.into_iter().flatten().map(|dim| dim.extent))

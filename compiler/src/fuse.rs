@@ -4,7 +4,7 @@
 //! Every node begins as a group of its own; then the two groups that save the most memory traffic by being one are merged, as
 //! long as that is legal. Legal is: one iteration space `full`, or `full` without one set of axes `inner` along which rows
 //! are reduced; sums over other axes leave the group (exits); at most one contraction, and then maps over its result only;
-//! and no path through a third group.
+//! and no path through a third group. Planes (`plane.rs`) are groups from the start, to which nothing is added.
 
 mod body;
 mod merge;
@@ -13,6 +13,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use mdl_graph::{Name, NodeId, Op};
 
+use crate::plane;
 use crate::schedule::layout::Ranks;
 
 pub(crate) use body::{Body, Kind};
@@ -25,6 +26,8 @@ pub(crate) enum Shape {
     Nest,
     /// A contraction and maps over its result.
     Contract(NodeId),
+    /// A plane: its first dimensions are so many of the batch, so many of rows, and the column.
+    Plane { batch: usize, rows: usize },
     /// One node with a kernel of its own kind, or a loop.
     Alone(NodeId),
 }
@@ -81,6 +84,16 @@ impl Group {
         group
     }
 
+    fn plane(body: &Body<'_>, plane: &plane::Plane) -> Group {
+        Group {
+            shape: Shape::Plane { batch: plane.batch, rows: plane.rows },
+            dims: plane.dims.clone(),
+            members: plane.members(body),
+            inner: None,
+            exits: BTreeSet::new(),
+        }
+    }
+
     /// The dimensions that a reduction of the group sums over.
     pub(crate) fn reduced(&self, body: &Body<'_>, id: NodeId) -> BTreeSet<usize> {
         let axes = &body.graph.ty(id).axes;
@@ -116,7 +129,11 @@ pub(crate) struct Fusion {
 impl Fusion {
     pub(crate) fn new(body: &Body<'_>, ranks: &Ranks, fuse: bool) -> Fusion {
         let mut groups: Vec<Group> = Vec::new();
-        for id in body.graph.ids().filter(|id| body.is_computed(*id)) {
+        if fuse {
+            groups.extend(plane::find(body).iter().map(|plane| Group::plane(body, plane)));
+        }
+        let taken: BTreeSet<NodeId> = groups.iter().flat_map(|group| group.members.keys().copied()).collect();
+        for id in body.graph.ids().filter(|id| body.is_computed(*id) && !taken.contains(id)) {
             groups.push(Group::single(body, ranks, id));
         }
         if fuse {

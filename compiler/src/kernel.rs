@@ -7,6 +7,8 @@
 //! likewise), `i64` or `bool`. Sums accumulate in that type, by a tree that depends on sizes alone.
 //! Deliberately absent: loops around launches (`repeat`, `scan`) and buffer addresses, which the plan has.
 
+mod known;
+mod plane;
 mod print;
 mod share;
 mod verify;
@@ -14,6 +16,7 @@ mod verify;
 use mdl_graph::{DType, Scalar};
 use serde::{Deserialize, Serialize};
 
+pub use plane::{Keeps, Plane, PlaneIn, PlaneOut, PlaneSide};
 pub use verify::KernelError;
 
 /// One launch over the buffers in `bufs`; the caller passes their base addresses in that order.
@@ -60,6 +63,7 @@ pub struct Dim(pub u32);
 pub enum Work {
     Nest(Nest),
     Contract(Contract),
+    Plane(Plane),
     Scatter(Scatter),
     Prefix(Prefix),
     Top(Top),

@@ -13,6 +13,7 @@ pub mod kernel;
 mod lower;
 pub mod pass;
 pub mod plan;
+mod plane;
 pub mod reference;
 mod schedule;
 pub mod testing;

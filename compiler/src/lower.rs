@@ -9,6 +9,7 @@ mod contract;
 mod coord;
 mod index;
 mod nest;
+mod plane;
 mod strided;
 mod writer;
 
@@ -67,6 +68,7 @@ impl Lowering<'_, '_> {
         let lowered = match group.shape {
             Shape::Nest => nest::lower(self, group)?,
             Shape::Contract(root) => contract::lower(self, group, root)?,
+            Shape::Plane { batch, rows } => plane::lower(self, group, batch, rows)?,
             Shape::Alone(root) => match self.body.graph.op(root) {
                 Op::Loop(_) => return Ok(None),
                 Op::Grad => {

@@ -26,7 +26,7 @@ use mdl_compiler::testing::random_inputs;
 use mdl_compiler::tolerance::is_close;
 use mdl_graph::{DType, Graph, Name, Op};
 use plan_support::gpt::{CHAR, Gpt, MID, TINY, training_step};
-use plan_support::run;
+use plan_support::{golden, run};
 
 fn prepared(shape: &Gpt) -> Graph {
     pass::prepare(&training_step(shape), &pass::Options::default()).unwrap()
@@ -164,6 +164,15 @@ fn a_training_step_is_few_launches_and_little_traffic() {
     assert!(plan.report.launches <= 215, "{} launches\n{table}", plan.report.launches);
     assert!(plan.report.traffic_bytes <= 265_000_000, "{} bytes\n{table}", plan.report.traffic_bytes);
     assert!(!plan.steps_text().contains("copy"), "{}", plan.steps_text());
+}
+
+/// Attention is one kernel forward and one backward in each layer, and no scores are stored.
+#[test]
+fn attention_is_two_kernels() {
+    let plan = planned(&prepared(&MID));
+    golden("gpt_fused.txt", &plan.report.table());
+    let planes = plan.report.groups.iter().filter(|group| group.name.starts_with("plane")).count();
+    assert_eq!(planes, 2, "{}", plan.report.table());
 }
 
 #[test]

@@ -37,6 +37,23 @@ impl Noise {
     }
 }
 
+/// Strides that lay some dimensions, in a random order, side by side; and the length.
+pub(crate) fn layout(noise: &mut Noise, extents: &[u64]) -> (Vec<i64>, u64) {
+    let mut order: Vec<usize> = (0..extents.len()).collect();
+    if noise.chance(2) {
+        for at in (1..order.len()).rev() {
+            order.swap(at, noise.below(at + 1));
+        }
+    }
+    let mut strides = vec![0; extents.len()];
+    let mut stride = 1;
+    for dim in order.into_iter().rev() {
+        strides[dim] = stride;
+        stride *= extents[dim].max(1) as i64;
+    }
+    (strides, stride as u64)
+}
+
 /// Memory of one buffer, aligned to 64 bytes, with a border that nobody may touch.
 pub(crate) struct Block {
     bytes: Vec<u64>,

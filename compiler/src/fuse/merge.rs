@@ -256,7 +256,7 @@ pub(crate) fn touches(body: &Body<'_>, group: &Group) -> Touch {
 
 /// The two groups as one, if that is legal but for paths through a third.
 fn join(body: &Body<'_>, a: &Group, b: &Group, touch_a: &Touch, touch_b: &Touch) -> Option<Group> {
-    let alone = |group: &Group| matches!(group.shape, Shape::Alone(_));
+    let alone = |group: &Group| matches!(group.shape, Shape::Alone(_) | Shape::Plane { .. });
     let contract = |group: &Group| matches!(group.shape, Shape::Contract(_));
     if alone(a) || alone(b) || (contract(a) && contract(b)) || a.members.len() + b.members.len() > MOST_MEMBERS {
         return None;

@@ -4,6 +4,8 @@
 //! drain into the sink, and computing one value from others joins their pipes with ones of no limit. What a cut severs is what
 //! has to be saved. Of equal cuts the one nearest to the sink is taken, which computes the least again.
 
+use std::collections::BTreeSet;
+
 use mdl_graph::{Class, Graph, NodeId, Op};
 use petgraph::Direction;
 use petgraph::algo::dinics;
@@ -12,13 +14,16 @@ use petgraph::visit::EdgeRef;
 
 const ENDLESS: u64 = u64::MAX >> 8;
 
-/// The values to save, in order, so that `wanted` follow from them and from what is `known`, computing only what is `free`.
+/// The values to save, in order, so that `wanted` follow from them and from what is `known`, computing only what is `free`. Values
+/// of a plane are never saved, and as good as free: the kernel that needs them makes them.
 pub(crate) fn least_saved(
     graph: &Graph,
     wanted: &[NodeId],
     known: &dyn Fn(NodeId) -> bool,
     free: &dyn Fn(NodeId) -> bool,
+    planes: &BTreeSet<NodeId>,
 ) -> Vec<NodeId> {
+    let free = |id: NodeId| free(id) || planes.contains(&id);
     let mut network: DiGraph<(), u64> = DiGraph::new();
     let (source, sink) = (network.add_node(()), network.add_node(()));
     let mut pipes: Vec<Option<(NodeIndex, NodeIndex)>> = vec![None; graph.nodes().len()];
@@ -32,7 +37,7 @@ pub(crate) fn least_saved(
         // A little more than the bytes: of equally large sets, the one of fewer values, and no view of what could be saved itself.
         let view = u64::from(graph.op(id).class() == Class::View);
         // The node of a loop is no value: its results are.
-        let is_value = !matches!(graph.op(id), Op::Loop(_) | Op::Grad);
+        let is_value = !matches!(graph.op(id), Op::Loop(_) | Op::Grad) && !planes.contains(&id);
         network.add_edge(entry, exit, if is_value { graph.ty(id).size_bytes() + 1 + view } else { ENDLESS });
         pipes[id.idx()] = Some((entry, exit));
         if free(id) {

@@ -2,13 +2,17 @@
 //!
 //! Never saved: constants, positions and draws, whatever is computed from them alone (masks), and the loop's scanned and free
 //! arguments. Of the rest the fewest bytes are saved from which the backward body can have all that it reads by views and
-//! elementwise operations, which are next to free beside reading what they are computed from. Recomputing more, products and
-//! sums too, is the choice of `pass/recompute.rs`.
+//! elementwise operations, which are next to free beside reading what they are computed from; planes (`plane.rs`) are made again
+//! with their products. Recomputing more, products and sums too, is the choice of `pass/recompute.rs`.
+
+use std::collections::BTreeSet;
 
 use mdl_graph::{Class, Graph, Loop, NodeId, Op};
 
 use super::cut::least_saved;
 use super::loops::params;
+use crate::fuse::Body;
+use crate::plane;
 
 /// The values of the joint graph that are to be saved, in the order of their ids. `pulled` are the cotangents it computes.
 pub(super) fn choose(joint: &Graph, inner: &Loop, n_params: usize, pulled: &[NodeId]) -> Vec<NodeId> {
@@ -22,7 +26,8 @@ pub(super) fn choose(joint: &Graph, inner: &Loop, n_params: usize, pulled: &[Nod
         tainted[id.idx()] |= joint.args(id).iter().any(|arg| tainted[arg.idx()]);
     }
     let wanted = read_by(joint, pulled, &tainted);
-    least_saved(joint, &wanted, &|id| known[id.idx()], &|id| is_cheap(joint, id))
+    let planes = plane::values(&Body::new(joint, &BTreeSet::new()));
+    least_saved(joint, &wanted, &|id| known[id.idx()], &|id| is_cheap(joint, id), &planes)
 }
 
 /// The untainted nodes that the tainted ones behind `roots` read.

@@ -3,8 +3,8 @@
 use std::fmt;
 
 use super::{
-    Access, BufId, Contract, ContractDim, Dim, FoldKind, Index, Kernel, Nest, Operand, PairDim, Position, Rank, Role,
-    ScalarOp, ScatterDim, Stmt, Term, Val, ValId, Work,
+    Access, BufId, Contract, ContractDim, Dim, FoldKind, Index, Keeps, Kernel, Nest, Operand, PairDim, Plane,
+    PlaneSide, Position, Rank, Role, ScalarOp, ScatterDim, Stmt, Term, Val, ValId, Work,
 };
 
 impl fmt::Display for BufId {
@@ -288,6 +288,36 @@ impl fmt::Display for Contract {
     }
 }
 
+impl fmt::Display for PlaneSide {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} batch ", self.operand)?;
+        list(f, &self.batch, i64::to_string)?;
+        write!(f, " along ")?;
+        list(f, &self.along, i64::to_string)
+    }
+}
+
+impl fmt::Display for Plane {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "  plane batch ")?;
+        list(f, &self.batch, u64::to_string)?;
+        write!(f, " rows ")?;
+        list(f, &self.rows, u64::to_string)?;
+        writeln!(f, " columns {}", self.columns)?;
+        for (at, (one, ty)) in self.ins.iter().zip(&self.vals).enumerate() {
+            writeln!(f, "    v{at}: {ty} = {} · {}", one.a, one.b)?;
+            contract_dims(f, "  k", &one.k)?;
+        }
+        self.body.iter().try_for_each(|stmt| line(f, &self.vals, stmt))?;
+        for one in &self.outs {
+            let summed = if one.keeps == Keeps::Rows { "columns" } else { "rows" };
+            writeln!(f, "    {} = sum over {summed} {} · {}", one.out, one.val, one.with)?;
+            pair_dims(f, "  n", &one.n)?;
+        }
+        Ok(())
+    }
+}
+
 impl fmt::Display for Kernel {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "kernel {}", self.name)?;
@@ -297,6 +327,7 @@ impl fmt::Display for Kernel {
         match &self.work {
             Work::Nest(nest) => write!(f, "{nest}"),
             Work::Contract(contract) => write!(f, "{contract}"),
+            Work::Plane(plane) => write!(f, "{plane}"),
             Work::Scatter(scatter) => {
                 let verb = if scatter.put { "put" } else { "add" };
                 let (rows, index, out) = (scatter.rows, scatter.index, scatter.out);

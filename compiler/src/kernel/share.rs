@@ -24,7 +24,8 @@ impl Kernel {
                 }
                 (&contract.body, contract.body_dims(), false)
             }
-            Work::Scatter(_) | Work::Prefix(_) | Work::Top(_) => return false,
+            // Blocks of a plane read what other blocks read.
+            Work::Plane(_) | Work::Scatter(_) | Work::Prefix(_) | Work::Top(_) => return false,
         };
         let mut place: Option<&Access> = None;
         let mut is_one = |access| same(place.get_or_insert(access), access);
@@ -44,7 +45,7 @@ impl Kernel {
         let body = match &self.work {
             Work::Nest(nest) => &nest.body,
             Work::Contract(contract) => &contract.body,
-            Work::Scatter(_) | Work::Prefix(_) | Work::Top(_) => return false,
+            Work::Plane(_) | Work::Scatter(_) | Work::Prefix(_) | Work::Top(_) => return false,
         };
         let mut after = body.iter().skip_while(|stmt| !matches!(stmt, Stmt::Store { buf, .. } if *buf == to));
         !after.any(|stmt| matches!(stmt, Stmt::Load { buf, .. } if *buf == from))

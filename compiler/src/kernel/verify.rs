@@ -8,8 +8,8 @@ use std::fmt;
 use mdl_graph::DType;
 
 use super::{
-    Access, BufId, Contract, Dim, FoldKind, Index, Kernel, Nest, Operand, Position, Rank, Role, ScalarOp, Stmt, Val,
-    ValId, Work,
+    Access, BufId, Contract, Dim, FoldKind, Index, Keeps, Kernel, Nest, Operand, Plane, PlaneSide, Position, Rank,
+    Role, ScalarOp, Stmt, Val, ValId, Work,
 };
 
 /// A broken invariant: which kernel, which statement if one, and what.
@@ -50,12 +50,27 @@ impl Kernel {
                 self.nest(nest).map_err(plain)?;
                 let mut dims = nest.grid.clone();
                 dims.push(nest.strip);
-                self.body(&dims, &nest.vals, &nest.body, nest.keep, 0)
+                self.body(&dims, &nest.vals, &nest.body, nest.keep, 0).map(|_| ())
             }
             Work::Contract(contract) => {
                 self.contract(contract).map_err(plain)?;
                 let dims = contract.body_dims();
-                self.body(&dims, &contract.vals, &contract.body, dims.len(), 1)
+                self.body(&dims, &contract.vals, &contract.body, dims.len(), 1).map(|_| ())
+            }
+            Work::Plane(plane) => {
+                self.plane(plane).map_err(plain)?;
+                let dims = plane.body_dims();
+                let defined = self.body(&dims, &plane.vals, &plane.body, dims.len(), plane.ins.len())?;
+                let is_strip = |val: ValId| {
+                    defined.get(val.0 as usize) == Some(&true) && {
+                        let ty = plane.vals[val.0 as usize];
+                        ty.rank == Rank::Strip && ty.dtype.is_float()
+                    }
+                };
+                match plane.outs.iter().find(|out| !is_strip(out.val)) {
+                    Some(out) => Err(plain(format!("{} is summed and no strip of floats", out.val))),
+                    None => Ok(()),
+                }
             }
             Work::Scatter(scatter) => (|| {
                 let integer = matches!(self.buf(scatter.index.buf)?.dtype, DType::I32 | DType::I64);
@@ -142,14 +157,70 @@ impl Kernel {
         Ok(())
     }
 
-    fn body(&self, dims: &[u64], vals: &[Val], body: &[Stmt], keep: usize, known: usize) -> Result<(), KernelError> {
+    fn plane(&self, plane: &Plane) -> Check {
+        size(plane.body_dims().into_iter())?;
+        ensure!(!plane.body_dims().contains(&0), "a plane without positions");
+        let side = |side: &PlaneSide, along: &[u64], more: &[(u64, i64)], role: Role| -> Check {
+            ensure!(side.batch.len() == plane.batch.len(), "{side} has not the dimensions of the batch");
+            ensure!(side.along.len() == along.len(), "{side} runs along {} dimensions", along.len());
+            let dims = plane.batch.iter().zip(&side.batch).chain(along.iter().zip(&side.along));
+            let dims = dims.map(|(extent, stride)| (*extent, *stride)).chain(more.iter().copied());
+            ensure!(self.buf(side.operand.buf)?.dtype.is_float(), "{side} is not of floats");
+            self.span(side.operand, role, dims)
+        };
+        ensure!(!plane.ins.is_empty(), "a plane without a product");
+        for (at, one) in plane.ins.iter().enumerate() {
+            let (a, b) = (self.buf(one.a.operand.buf)?.dtype, self.buf(one.b.operand.buf)?.dtype);
+            ensure!(a == b, "operands are {a} and {b}");
+            size(plane.body_dims().into_iter().chain(one.k.iter().map(|dim| dim.extent)))?;
+            let k = |of: fn(&super::ContractDim) -> i64| -> Vec<(u64, i64)> {
+                one.k.iter().map(|dim| (dim.extent, of(dim))).collect()
+            };
+            side(&one.a, &plane.rows, &k(|dim| dim.a), Role::Read)?;
+            side(&one.b, &[plane.columns], &k(|dim| dim.b), Role::Read)?;
+            ensure!(plane.vals.get(at) == Some(&Val::strip(a)), "product {at} is no strip of its dtype");
+        }
+        for one in &plane.outs {
+            let (summed, kept) = match one.keeps {
+                Keeps::Rows => (&[plane.columns][..], &plane.rows[..]),
+                Keeps::Columns => (&plane.rows[..], &[plane.columns][..]),
+            };
+            let n = |of: fn(&super::PairDim) -> i64| -> Vec<(u64, i64)> {
+                one.n.iter().map(|dim| (dim.extent, of(dim))).collect()
+            };
+            side(&one.with, summed, &n(|dim| dim.x), Role::Read)?;
+            side(&one.out, kept, &n(|dim| dim.out), Role::Write)?;
+        }
+        let strip = Dim(plane.body_dims().len() as u32 - 1);
+        for stmt in &plane.body {
+            match stmt {
+                Stmt::Exit { .. } => return Err("the body of a plane has an exit".into()),
+                Stmt::Store { access, val, .. } => {
+                    let is_row = plane.vals.get(val.0 as usize).is_some_and(|val| val.rank == Rank::Row);
+                    ensure!(is_row && !access.depends_on(strip), "the body of a plane stores a strip");
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Which values are defined.
+    fn body(
+        &self,
+        dims: &[u64],
+        vals: &[Val],
+        body: &[Stmt],
+        keep: usize,
+        known: usize,
+    ) -> Result<Vec<bool>, KernelError> {
         let mut defined = vec![false; vals.len()];
         defined.iter_mut().take(known).for_each(|slot| *slot = true);
         let mut scope = Body { kernel: self, dims, vals, keep, defined };
         for (at, stmt) in body.iter().enumerate() {
             scope.stmt(stmt).map_err(|what| KernelError { kernel: self.name.clone(), stmt: Some(at), what })?;
         }
-        Ok(())
+        Ok(scope.defined)
     }
 }
 

@@ -40,7 +40,7 @@ impl Point {
         }
     }
 
-    fn put(&mut self, name: &Name, coord: Coord) {
+    pub(super) fn put(&mut self, name: &Name, coord: Coord) {
         let at = self.coords.partition_point(|(axis, _)| axis < name);
         self.coords.insert(at, (name.clone(), coord));
     }

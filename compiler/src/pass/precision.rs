@@ -85,6 +85,15 @@ fn is_matrix_product(graph: &Graph, id: NodeId) -> bool {
 /// Saved values this much smaller than the largest are statistics of rows: rounding them would save nothing.
 const SMALL: u64 = 8;
 
+/// Sums and maxima along rows, made finite perhaps: what is subtracted before `exp` must be what was subtracted the first time.
+fn is_statistic(body: &Graph, id: NodeId) -> bool {
+    match body.op(id) {
+        Op::Sum(_) | Op::MaxOver(_) => true,
+        Op::Select | Op::Max | Op::Rename(_) => body.args(id).iter().any(|arg| is_statistic(body, *arg)),
+        _ => false,
+    }
+}
+
 /// The large saved values of a forward loop as `dtype`, and which results they are.
 fn saves_rounded(inner: Loop, dtype: DType) -> (Loop, Vec<u32>) {
     let mut body = inner.body.clone();
@@ -98,6 +107,7 @@ fn saves_rounded(inner: Loop, dtype: DType) -> (Loop, Vec<u32>) {
         if is_saved(output.name.as_str(), &ty)
             && output.role == Role::Value
             && ty.count() * SMALL > largest.unwrap_or(0)
+            && !is_statistic(&body, output.node)
         {
             output.node = cast_beside(&mut body, output.node, dtype);
             rounded.push(k as u32);

@@ -6,14 +6,16 @@
 //! is a minimum cut each time. Options are taken where a saved byte costs the fewest operations, until the budget holds.
 //! If it cannot, the result is the least; whoever knows the whole step's memory says so.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use mdl_graph::{Class, Graph, InputKind, Loop, NodeId, Op, Phase, Role};
 
 use super::{Options, PassError};
+use crate::fuse::Body;
 use crate::grad::cut::least_saved;
 use crate::grad::residual::{is_cheap, known};
 use crate::grad::{SAVED, aside, params};
+use crate::plane;
 
 /// More thresholds than this would differ by little.
 const OPTIONS: usize = 16;
@@ -106,6 +108,7 @@ fn menu(graph: &Graph, pair: &Pair) -> Vec<Choice> {
     let wanted: Vec<NodeId> = pair.reads.iter().map(|(_, k)| forward.outputs()[*k].node).collect();
     let given = &params(forward)[inner.carries..];
     let known = known(forward, given);
+    let planes = plane::values(&Body::new(forward, &BTreeSet::new()));
     let bytes = |saved: &[NodeId]| -> u64 { saved.iter().map(|id| forward.ty(*id).size_bytes()).sum::<u64>() };
     let mut now = wanted.clone();
     now.sort();
@@ -123,7 +126,7 @@ fn menu(graph: &Graph, pair: &Pair) -> Vec<Choice> {
             Op::Loop(_) => true,
             _ => is_cheap(forward, id) || price(forward, id) <= limit,
         };
-        let saved = least_saved(forward, &wanted, &|id| known[id.idx()], &free);
+        let saved = least_saved(forward, &wanted, &|id| known[id.idx()], &free, &planes);
         let cost = again(forward, &wanted, &saved, &known).iter().map(|id| work(forward, *id)).sum::<u64>();
         let choice = Choice { bytes: bytes(&saved) * inner.axis.size, saved, cost: cost * inner.axis.size };
         if menu.last().is_some_and(|before| choice.bytes < before.bytes) {

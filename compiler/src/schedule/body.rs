@@ -617,7 +617,7 @@ fn store_last(kernel: &mut Kernel, to: BufId) {
     let body = match &mut kernel.work {
         Work::Nest(nest) => &mut nest.body,
         Work::Contract(contract) => &mut contract.body,
-        Work::Scatter(_) | Work::Prefix(_) | Work::Top(_) => return,
+        Work::Plane(_) | Work::Scatter(_) | Work::Prefix(_) | Work::Top(_) => return,
     };
     let (mut last, rest): (Vec<Stmt>, Vec<Stmt>) =
         std::mem::take(body).into_iter().partition(|stmt| matches!(stmt, Stmt::Store { buf, .. } if *buf == to));

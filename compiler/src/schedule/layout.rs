@@ -3,7 +3,8 @@
 //! keeps together lie together.
 //!
 //! Outermost first: axes of loops that stack weights, axes of batch fields, axes of weights (those that contractions treat
-//! alike side by side), twins last. In a value that has an axis and its twin, the axis stands right before the twin: a plane.
+//! alike side by side), twins last, but for one of an axis of the batch that is alone. In a value that has an axis and its twin, the
+//! axis stands right before the twin: a plane.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -170,11 +171,15 @@ impl Ranks {
     fn rank(&self, name: &Name, beside: &AxisSet) -> Rank {
         let (base, primes) = base_name(name);
         let has_twin = beside.names().any(|other| other != name && base_name(other).0 == base);
-        if primes > 0 || has_twin {
+        if has_twin {
             return (3, 0, base.clone(), base, primes);
         }
-        if let Some(at) = self.batch.get(name) {
-            return (1, *at, base.clone(), base, 0);
+        // A twin alone lies where the axis itself would.
+        if let Some(at) = self.batch.get(&base) {
+            return (1, *at, base.clone(), base, primes);
+        }
+        if primes > 0 {
+            return (3, 0, base.clone(), base, primes);
         }
         if self.loops.contains(name) {
             return (0, 0, self.cluster(name), base, 0);

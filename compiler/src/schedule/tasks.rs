@@ -161,7 +161,8 @@ fn is_place_of(body: &Body<'_>, id: NodeId, inputs: &[Home], home: &Home) -> boo
 fn reads_in_place(body: &Body<'_>, group: &Group, input: NodeId, root: NodeId, named: NodeId) -> bool {
     let (_, names) = body.renamed(named);
     let is_read = group.members.keys().any(|id| body.reads[id.idx()].iter().any(|read| read.root == input));
-    if is_read && !differs_everywhere(body, group, root) {
+    let is_plane = matches!(group.shape, Shape::Plane { .. });
+    if is_read && (is_plane || !differs_everywhere(body, group, root)) {
         return false;
     }
     let written =
@@ -183,7 +184,7 @@ fn reads_in_place(body: &Body<'_>, group: &Group, input: NodeId, root: NodeId, n
 fn differs_everywhere(body: &Body<'_>, group: &Group, root: NodeId) -> bool {
     let product = match group.shape {
         Shape::Contract(id) => group.reduced(body, id),
-        Shape::Nest | Shape::Alone(_) => BTreeSet::new(),
+        Shape::Nest | Shape::Plane { .. } | Shape::Alone(_) => BTreeSet::new(),
     };
     let axes = &body.graph.ty(root).axes;
     let own: BTreeSet<usize> = axes.names().filter_map(|axis| group.dim(root, axis)).collect();

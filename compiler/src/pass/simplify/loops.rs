@@ -1,11 +1,11 @@
-//! Loops: what nobody reads is not computed, what does not change is computed once, before.
+//! Loops: what nobody reads is not computed, what does not change is computed once, before; but a mask is made where it is used.
 //!
 //! A body that holds a `Grad` marker is left as it is: its inputs are what it differentiates by, so two of them may hold the same
 //! value and still be different.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
-use mdl_graph::{Class, DType, Graph, InputKind, Loop, Node, NodeId, Op, Role};
+use mdl_graph::{Class, DType, Graph, InputKind, Loop, Name, Node, NodeId, Op, Role};
 
 use super::{make, round, spread_to};
 use crate::grad::params;
@@ -184,6 +184,11 @@ fn reach(graph: &Graph, roots: &[NodeId]) -> Vec<bool> {
 
 /// A loop with a simplified body; what in it depends on free values alone, and is not next to free, is computed before it.
 pub(super) fn rebuild(to: &mut Graph, node: &Node, inner: &Loop, args: &[NodeId]) -> NodeId {
+    let sunk = sink(to, inner, args);
+    let (inner, args) = match &sunk {
+        Some((inner, args)) => (inner, &args[..]),
+        None => (inner, args),
+    };
     let body = round(&inner.body);
     let plain = Loop { body, ..inner.clone() };
     let hoisted = if has_grad(&plain.body) { Vec::new() } else { invariants(&plain) };
@@ -242,6 +247,84 @@ pub(super) fn rebuild(to: &mut Graph, node: &Node, inner: &Loop, args: &[NodeId]
     }
     to.set_here_like(node);
     to.add(Op::Loop(Box::new(Loop { body, ..plain.clone() })), &args)
+}
+
+/// The loop with its masks inside: free values that are spread over more axes than what they are made of, by whole numbers and
+/// comparisons alone. Nobody has to store them then, and what they hide can be seen where it matters.
+fn sink(graph: &Graph, inner: &Loop, args: &[NodeId]) -> Option<(Loop, Vec<NodeId>)> {
+    let first_free = inner.carries + inner.scans;
+    if has_grad(&inner.body) || inner.until {
+        return None;
+    }
+    let masks: BTreeMap<usize, Vec<NodeId>> =
+        (first_free..args.len()).filter_map(|k| Some((k, made_lightly(graph, args[k], &inner.axis.name)?))).collect();
+    if masks.is_empty() {
+        return None;
+    }
+    let mut body = Graph::new();
+    let mut new_args: Vec<NodeId> = Vec::new();
+    let mut inputs: Vec<Option<NodeId>> = Vec::new();
+    for (k, input) in inner.body.inputs().iter().enumerate() {
+        inputs.push((!masks.contains_key(&k)).then(|| {
+            new_args.push(args[k]);
+            body.input(input.name.clone(), input.kind, input.ty.clone())
+        }));
+    }
+    let mut inside: BTreeMap<NodeId, NodeId> = BTreeMap::new();
+    for (k, made) in &masks {
+        for id in made {
+            for arg in graph.args(*id) {
+                if !made.contains(arg) && !inside.contains_key(arg) {
+                    let name = format!("before {}", new_args.len());
+                    inside.insert(*arg, body.input(name, InputKind::Param, graph.ty(*arg).clone()));
+                    new_args.push(*arg);
+                }
+            }
+        }
+        for id in made {
+            if !inside.contains_key(id) {
+                let own: Vec<NodeId> = graph.args(*id).iter().filter_map(|arg| inside.get(arg).copied()).collect();
+                inside.insert(*id, body.copy(graph, *id, &own));
+            }
+        }
+        inputs[*k] = inside.get(&args[*k]).copied();
+    }
+    let inputs: Vec<NodeId> = inputs.into_iter().flatten().collect();
+    let outputs = body.inline(&inner.body, &inputs);
+    for (output, node) in inner.body.outputs().iter().zip(outputs) {
+        body.output_as(output.name.clone(), output.role, node);
+    }
+    Some((Loop { body, ..inner.clone() }, new_args))
+}
+
+/// The nodes that make a mask, in order, up to what it is made of; `None` when it is none.
+fn made_lightly(graph: &Graph, mask: NodeId, axis: &Name) -> Option<Vec<NodeId>> {
+    let is_light = |id: NodeId| {
+        let ty = graph.ty(id);
+        let plain = match graph.op(id) {
+            Op::Const(..) | Op::Iota(_) => true,
+            op => matches!(op.class(), Class::Map | Class::View) && !is_costly(graph, id),
+        };
+        plain && !ty.dtype.is_float() && !ty.axes.contains(axis)
+    };
+    if !is_light(mask) || graph.args(mask).is_empty() {
+        return None;
+    }
+    let mut made: BTreeSet<NodeId> = BTreeSet::new();
+    let mut sources = 1;
+    let mut stack = vec![mask];
+    while let Some(id) = stack.pop() {
+        if made.insert(id) {
+            for arg in graph.args(id) {
+                if is_light(*arg) {
+                    stack.push(*arg);
+                } else {
+                    sources = sources.max(graph.ty(*arg).count());
+                }
+            }
+        }
+    }
+    (graph.ty(mask).count() > sources).then(|| made.into_iter().collect())
 }
 
 /// An index-pure value larger than this is cheaper made again in each pass than read from memory.
