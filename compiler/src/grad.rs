@@ -31,7 +31,7 @@ pub fn differentiate(graph: &Graph) -> Graph {
 fn expand_all(graph: &Graph) -> Graph {
     let mut graph = graph.rebuild(|to, id, args| match graph.op(id) {
         Op::Loop(inner) => {
-            let inner = Loop { body: expand_all(&inner.body), ..Loop::clone(inner) };
+            let inner = inner.with_body(expand_all(&inner.body));
             to.add(Op::Loop(Box::new(inner)), args)
         }
         _ => to.copy(graph, id, args),
@@ -94,7 +94,7 @@ fn without_detach(graph: &Graph) -> Graph {
     graph.rebuild(|to, id, args| match graph.op(id) {
         Op::Detach => args[0],
         Op::Loop(inner) => {
-            let inner = Loop { body: without_detach(&inner.body), ..Loop::clone(inner) };
+            let inner = inner.with_body(without_detach(&inner.body));
             to.add(Op::Loop(Box::new(inner)), args)
         }
         _ => to.copy(graph, id, args),

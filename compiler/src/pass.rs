@@ -12,6 +12,7 @@ pub mod recompute;
 pub mod scale;
 pub mod simplify;
 
+use std::borrow::Cow;
 use std::fmt;
 
 use mdl_graph::{Graph, Span, bug};
@@ -115,15 +116,15 @@ pub fn prepare_watched(
     options: &Options,
     watch: &mut dyn FnMut(&Pass, &Graph),
 ) -> Result<Graph, PassError> {
-    let mut graph = step.clone();
+    let mut graph = Cow::Borrowed(step);
     for pass in PASSES {
-        graph = (pass.run)(&graph, options)?;
+        graph = Cow::Owned((pass.run)(&graph, options)?);
         if let Err(error) = graph.verify() {
             bug!("after pass `{}`: {error}\n{graph}", pass.name);
         }
         watch(pass, &graph);
     }
-    Ok(graph)
+    Ok(graph.into_owned())
 }
 
 /// The text of the graph as it is after the named pass.

@@ -8,7 +8,7 @@ use mdl_compiler::pass::{Options, prepare};
 use mdl_compiler::reference::eval;
 use mdl_compiler::testing::random_inputs;
 use mdl_compiler::tolerance::is_close;
-use mdl_graph::{DType, Graph, InputKind, Op, Phase, Role, Span};
+use mdl_graph::{DType, FileId, Graph, InputKind, Op, Phase, Role, Span};
 
 fn same(graph: &Graph, micro: u64) -> Graph {
     let inputs = random_inputs(graph, 3);
@@ -51,7 +51,7 @@ fn refusal(build: impl Fn(&mut Graph, mdl_graph::NodeId, mdl_graph::NodeId) -> m
     let w = graph.input("w", InputKind::Weight, common::ty(DType::F32, &[("width", 3), ("out", 2)]));
     let x = graph.input("x", InputKind::Batch, common::ty(DType::F32, &[("batch", 4), ("width", 3)]));
     let y = graph.add(Op::Contract(vec![name("width")]), &[x, w]);
-    graph.set_here(Phase::Forward, Span::new(0, 7, 9), None);
+    graph.set_here(Phase::Forward, Span::new(FileId(0), 7, 9), None);
     let y = build(&mut graph, x, y);
     graph.set_here(Phase::Forward, Span::default(), None);
     let names: Vec<_> = graph.ty(y).axes.names().cloned().collect();
@@ -66,7 +66,7 @@ fn refusal(build: impl Fn(&mut Graph, mdl_graph::NodeId, mdl_graph::NodeId) -> m
 
 #[test]
 fn what_mixes_examples_is_refused_with_its_place() {
-    let span = Span::new(0, 7, 9);
+    let span = Span::new(FileId(0), 7, 9);
     let batch_norm = refusal(|graph, _, y| {
         let sum = graph.sum(y, [name("batch")]);
         graph.add(Op::Sub, &[y, sum])

@@ -155,14 +155,20 @@ impl AxisSet {
     /// All axes of both. `Err` is the first name that has two sizes.
     pub fn union(&self, other: &AxisSet) -> Result<AxisSet, Name> {
         let mut all = self.clone();
+        all.extend(other)?;
+        Ok(all)
+    }
+
+    /// Adds the axes of another set. `Err` is the first name that has two sizes.
+    pub fn extend(&mut self, other: &AxisSet) -> Result<(), Name> {
         for axis in other.iter() {
-            match self.size(&axis.name) {
-                Some(size) if size != axis.size => return Err(axis.name.clone()),
-                Some(_) => {}
-                None => all.insert(axis.clone()),
+            match self.0.binary_search_by(|present| present.name.cmp(&axis.name)) {
+                Ok(at) if self.0[at].size != axis.size => return Err(axis.name.clone()),
+                Ok(_) => {}
+                Err(at) => self.0.insert(at, axis.clone()),
             }
         }
-        Ok(all)
+        Ok(())
     }
 
     /// The axes of `self` whose names are not in `other`.

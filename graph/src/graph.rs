@@ -1,9 +1,9 @@
 //! The arena: nodes in topological order, inputs and outputs with their roles, hash-consing, rebuilding, verifying.
 
 use std::fmt;
-use std::hash::{Hash, Hasher};
+use std::hash::{BuildHasher, Hash, Hasher};
 
-use rustc_hash::FxHashMap;
+use rustc_hash::{FxBuildHasher, FxHashMap};
 use serde::{Deserialize, Serialize};
 use smallvec::SmallVec;
 
@@ -92,22 +92,16 @@ pub struct Output {
     pub node: NodeId,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-struct Key {
-    op: Op,
-    args: SmallVec<[NodeId; 3]>,
-    ty: Type,
-    phase: Phase,
-}
-
 /// See the crate's documentation. Equal calls of [`Graph::add`] give equal node ids.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Graph {
     nodes: Vec<Node>,
     inputs: Vec<Input>,
     outputs: Vec<Output>,
+    /// Nodes by the hash of what makes two of them one; where that place is taken by another, by the next free number. It is kept
+    /// small because graphs are copied, inside of loops above all.
     #[serde(skip)]
-    seen: FxHashMap<Key, NodeId>,
+    seen: FxHashMap<u64, NodeId>,
     /// What `add` gives the nodes it makes.
     #[serde(skip)]
     here: (Phase, Span, Option<Name>),
@@ -237,30 +231,29 @@ impl Graph {
 
     /// As [`Graph::try_add`], for callers that know the types to be right.
     pub fn add(&mut self, op: Op, args: &[NodeId]) -> NodeId {
-        match self.try_add(op.clone(), args) {
+        let name = op.name();
+        match self.try_add(op, args) {
             Ok(id) => id,
             Err(error) => {
                 let types: Vec<_> = args.iter().map(|id| self.ty(*id).to_string()).collect();
-                bug!("`{}` of ({}): {error}", op.name(), types.join(", "))
+                bug!("`{name}` of ({}): {error}", types.join(", "))
             }
         }
     }
 
     fn push(&mut self, op: Op, args: SmallVec<[NodeId; 3]>, ty: Type) -> NodeId {
-        let key = Key { op, args, ty, phase: self.here.0 };
-        if let Some(id) = self.seen.get(&key) {
-            return *id;
+        let (phase, span, scope) = &self.here;
+        let mut key = FxBuildHasher.hash_one((&op, &args, &ty, phase));
+        while let Some(id) = self.seen.get(&key) {
+            let node = &self.nodes[id.idx()];
+            if node.op == op && node.args == args && node.ty == ty && node.phase == *phase {
+                return *id;
+            }
+            key = key.wrapping_add(1);
         }
         let id = NodeId(self.nodes.len() as u32);
-        let (phase, span, scope) = &self.here;
-        self.nodes.push(Node {
-            op: key.op.clone(),
-            args: key.args.clone(),
-            ty: key.ty.clone(),
-            phase: *phase,
-            span: *span,
-            scope: scope.clone().unwrap_or_else(|| Name::from("")),
-        });
+        let scope = scope.clone().unwrap_or_else(|| Name::from(""));
+        self.nodes.push(Node { op, args, ty, phase: *phase, span: *span, scope });
         self.seen.insert(key, id);
         id
     }

@@ -18,7 +18,7 @@ pub use dtype::{DType, Scalar};
 pub use graph::{Graph, Input, InputId, InputKind, Node, NodeId, Output, Phase, Role, VerifyError};
 pub use op::{Class, Loop, Op, ScatterKind};
 pub use shape::{ShapeError, Type, infer, infer_results};
-pub use span::Span;
+pub use span::{FileId, Span};
 
 /// Reports a broken invariant of the compiler itself and stops: never reachable from a mistake in a user's file.
 #[macro_export]

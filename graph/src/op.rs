@@ -164,6 +164,18 @@ pub struct Loop {
 }
 
 impl Loop {
+    /// The same loop around another body.
+    pub fn with_body(&self, body: Graph) -> Loop {
+        Loop {
+            axis: self.axis.clone(),
+            reverse: self.reverse,
+            carries: self.carries,
+            scans: self.scans,
+            until: self.until,
+            body,
+        }
+    }
+
     /// The number of values stacked along the axis.
     pub fn stacked(&self) -> usize {
         self.body.outputs().len() - self.carries - usize::from(self.until)

@@ -71,9 +71,10 @@ fn fresh(axes: &mut AxisSet, axis: Axis) -> Result<(), ShapeError> {
 }
 
 fn union(args: &[&Type]) -> Result<AxisSet, ShapeError> {
-    let mut all = AxisSet::new();
-    for ty in args {
-        all = all.union(&ty.axes).map_err(|name| ShapeError(format!("axis `{name}` has two sizes")))?;
+    let Some((first, rest)) = args.split_first() else { return Ok(AxisSet::new()) };
+    let mut all = first.axes.clone();
+    for ty in rest {
+        all.extend(&ty.axes).map_err(|name| ShapeError(format!("axis `{name}` has two sizes")))?;
     }
     Ok(all)
 }

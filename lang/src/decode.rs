@@ -582,7 +582,7 @@ impl<'a> Walk<'a> {
         all.extend(stacked.iter().map(|(_, _, node)| *node));
         all.extend(&values[split..]);
         all.push(self.pos);
-        let mut results = self.to.loop_over(Loop { scans: inner.scans + caches.len(), body, ..inner.clone() }, &all);
+        let mut results = self.to.loop_over(Loop { scans: inner.scans + caches.len(), ..inner.with_body(body) }, &all);
         let nexts = results.split_off(results.len() - caches.len());
         for ((name, input, _), next) in stacked.into_iter().zip(nexts) {
             self.caches.push(Cache { name, input, next });

@@ -5,11 +5,10 @@ use mdl_compiler::budget::StepError;
 use mdl_graph::Span;
 use mdl_lang::diag::{Code, Diagnostic};
 use mdl_lang::spec::TrainSpec;
-use mdl_lang::syntax::ast;
 
 /// What to tell about a stage whose step has no plan. `stage` is the place of its name.
 pub fn refused(spec: &TrainSpec, stage: Span, error: &StepError) -> Diagnostic {
-    let place = |span: Option<Span>| place(span.filter(|span| *span != Span::default()).unwrap_or(stage));
+    let place = |span: Option<Span>| span.filter(|span| *span != Span::default()).unwrap_or(stage);
     match error {
         StepError::Memory { budget_bytes, least_bytes } => Diagnostic::error(
             Code::E0602,
@@ -24,10 +23,6 @@ pub fn refused(spec: &TrainSpec, stage: Span, error: &StepError) -> Diagnostic {
             .label(place(*span), "no kernel computes this")
             .help("write it in another way, and please report it with the recipe"),
     }
-}
-
-fn place(span: Span) -> ast::Span {
-    ast::Span { file: ast::FileId(span.file), start: span.start, end: span.end }
 }
 
 /// As `memory` takes it, rounded up: what is said to be enough is enough.

@@ -1,8 +1,10 @@
 //! Merging groups: which pairs may be one, and which of them first.
 
+use std::cmp::{Ordering, Reverse};
 use std::collections::{BTreeMap, BTreeSet};
 
 use mdl_graph::{Name, NodeId, Op, Phase};
+use rustc_hash::FxHashMap;
 
 use super::{Body, Group, Kind, Shape, bytes_moved, makes_rows};
 
@@ -42,8 +44,24 @@ struct State<'a, 'g> {
     into: Vec<usize>,
     /// Maps whose every reader is an exit, or such a map.
     feeders: BTreeSet<NodeId>,
+    /// The values that each group makes or reads, in order.
+    uses: Vec<Vec<NodeId>>,
+    /// The groups that touch a value that this one touches too: those that it may be merged with.
+    near: Vec<BTreeSet<usize>>,
     /// What merging two groups gives and saves, as long as neither changes.
-    known: BTreeMap<(usize, usize), Option<(u64, Group)>>,
+    known: FxHashMap<(usize, usize), Option<(u64, Group)>>,
+    /// The pairs that are worth it in this round, as long as neither changes, and the groups that changed since they were found.
+    found: Vec<Pair>,
+    changed: BTreeSet<usize>,
+}
+
+/// Two groups that may be one. Pairs come in the order of their fields: what saves most, what is nearest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Pair {
+    saved: Reverse<u64>,
+    distance: u32,
+    a: usize,
+    b: usize,
 }
 
 /// Merges until nothing more is gained; the groups come in an order in which they can run.
@@ -85,10 +103,18 @@ pub(super) fn merge(body: &Body<'_>, groups: Vec<Group>) -> Vec<Group> {
         readers,
         next,
         feeders,
-        known: BTreeMap::new(),
+        uses: Vec::new(),
+        near: Vec::new(),
+        known: FxHashMap::default(),
+        found: Vec::new(),
+        changed: BTreeSet::new(),
     };
+    state.uses = state.groups.iter().flatten().map(|group| uses(body, group)).collect();
+    state.near = state.neighbours();
     state.costs = state.groups.iter().flatten().map(|group| state.cost(&group.members)).collect();
     for round in [Round::Feeders, Round::Maps, Round::All] {
+        state.found.clear();
+        state.changed = (0..state.groups.len()).collect();
         // Each pass merges disjoint pairs only, so that the savings it sorted by stay true.
         while state.pass(round) {}
     }
@@ -116,38 +142,83 @@ impl State<'_, '_> {
         }
     }
 
-    fn pass(&mut self, round: Round) -> bool {
-        let mut pairs: BTreeSet<(usize, usize)> = BTreeSet::new();
+    fn neighbours(&self) -> Vec<BTreeSet<usize>> {
+        let mut near: Vec<BTreeSet<usize>> = vec![BTreeSet::new(); self.groups.len()];
         for (value, readers) in &self.readers {
             let mut around: BTreeSet<usize> = readers.iter().map(|id| self.of[id]).collect();
             around.extend(self.of.get(value));
-            let around: Vec<usize> = around.into_iter().collect();
-            for (i, a) in around.iter().enumerate() {
-                pairs.extend(around[i + 1..].iter().map(|b| (*a, *b)));
+            for at in &around {
+                near[*at].extend(around.iter().filter(|other| *other != at));
             }
         }
-        let mut found: Vec<(u64, u32, usize, usize)> = Vec::new();
-        for (a, b) in pairs {
-            let (Some(first), Some(second)) = (&self.groups[a], &self.groups[b]) else { continue };
-            if !self.is_due(round, first, second) {
+        near
+    }
+
+    /// Adds the pairs of a group that are worth it in this round.
+    fn find(&mut self, round: Round, at: usize) {
+        let Some(group) = &self.groups[at] else { return };
+        for other in &self.near[at] {
+            // Of two that changed, the first finds the pair.
+            let Some(with) = self.groups[*other].as_ref().filter(|_| *other > at || !self.changed.contains(other))
+            else {
+                continue;
+            };
+            if !self.is_due(round, group, with) {
                 continue;
             }
+            let (a, b) = (at.min(*other), at.max(*other));
+            let (first, second) = if at < *other { (group, with) } else { (with, group) };
             if !self.known.contains_key(&(a, b)) {
-                let joined = join(self.body, first, second, &self.touches[a], &self.touches[b]).and_then(|joined| {
-                    let (cost_a, cost_b) = (self.costs[a], self.costs[b]);
-                    let saved = (cost_a + cost_b).checked_sub(self.cost(&joined.members))?;
-                    let is_worth = saved > 0 && saved.saturating_mul(LEAST_SHARE) >= cost_a.min(cost_b);
-                    is_worth.then_some((saved, joined))
-                });
+                let joined = self.joined(a, b, first, second);
                 self.known.insert((a, b), joined);
             }
             let Some(Some((saved, _))) = self.known.get(&(a, b)) else { continue };
             let ends = first.members.keys().next().zip(second.members.keys().next());
-            found.push((*saved, ends.map_or(0, |(x, y)| x.0.abs_diff(y.0)), a, b));
+            let distance = ends.map_or(0, |(x, y)| x.0.abs_diff(y.0));
+            self.found.push(Pair { saved: Reverse(*saved), distance, a, b });
         }
-        found.sort_by_key(|(saved, distance, a, b)| (std::cmp::Reverse(*saved), *distance, *a, *b));
+    }
+
+    /// What two groups save as one, and that one, if it is worth it.
+    fn joined(&self, a: usize, b: usize, first: &Group, second: &Group) -> Option<(u64, Group)> {
+        let (cost_a, cost_b) = (self.costs[a], self.costs[b]);
+        let is_worth = |saved: u64| saved > 0 && saved.saturating_mul(LEAST_SHARE) >= cost_a.min(cost_b);
+        // Most pairs are updates of two weights that share a few scalars: not worth a closer look.
+        if !is_worth(self.most_saved(a, b)) {
+            return None;
+        }
+        let joined = join(self.body, first, second, &self.touches[a], &self.touches[b])?;
+        let saved = (cost_a + cost_b).checked_sub(self.cost(&joined.members))?;
+        is_worth(saved).then_some((saved, joined))
+    }
+
+    /// What two groups could save at the very most: a write and a read of each value that both use.
+    fn most_saved(&self, a: usize, b: usize) -> u64 {
+        let (mut one, mut other) = (self.uses[a].iter().peekable(), self.uses[b].iter().peekable());
+        let mut bytes = 0;
+        while let (Some(x), Some(y)) = (one.peek(), other.peek()) {
+            match x.cmp(y) {
+                Ordering::Less => drop(one.next()),
+                Ordering::Greater => drop(other.next()),
+                Ordering::Equal => {
+                    bytes += 2 * self.body.graph.ty(**x).size_bytes();
+                    (one.next(), other.next());
+                }
+            }
+        }
+        bytes
+    }
+
+    fn pass(&mut self, round: Round) -> bool {
+        let changed = self.changed.clone();
+        for at in changed {
+            self.find(round, at);
+        }
+        let mut found = std::mem::take(&mut self.found);
+        found.sort();
         let mut touched: BTreeSet<usize> = BTreeSet::new();
-        for (_, _, a, b) in found {
+        for Pair { a, b, .. } in &found {
+            let (a, b) = (*a, *b);
             if touched.contains(&a) || touched.contains(&b) || self.has_detour(a, b) || self.has_detour(b, a) {
                 continue;
             }
@@ -156,7 +227,10 @@ impl State<'_, '_> {
             self.replace(a, b, joined);
         }
         self.known.retain(|(a, b), _| !touched.contains(a) && !touched.contains(b));
-        !touched.is_empty()
+        found.retain(|pair| !touched.contains(&pair.a) && !touched.contains(&pair.b));
+        self.found = found;
+        self.changed = touched;
+        !self.changed.is_empty()
     }
 
     /// Makes `joined` of the groups `a` and `b`, in the place of `a`.
@@ -166,12 +240,20 @@ impl State<'_, '_> {
         }
         self.costs[a] = self.cost(&joined.members);
         self.touches[a] = touches(self.body, &joined);
+        self.uses[a] = uses(self.body, &joined);
         self.groups[a] = Some(joined);
         self.groups[b] = None;
         self.touches[b].clear();
         let after = std::mem::take(&mut self.next[b]);
         self.next[a].extend(after);
         self.into[b] = a;
+        for other in std::mem::take(&mut self.near[b]) {
+            self.near[other].remove(&b);
+            if other != a {
+                self.near[other].insert(a);
+                self.near[a].insert(other);
+            }
+        }
     }
 
     fn standing(&self, mut at: usize) -> usize {
@@ -252,6 +334,14 @@ pub(crate) fn touches(body: &Body<'_>, group: &Group) -> Touch {
         touch.insert(*id, names.iter().filter(|(name, _)| axes.contains(name)).cloned().collect());
     }
     touch
+}
+
+fn uses(body: &Body<'_>, group: &Group) -> Vec<NodeId> {
+    let read = group.members.keys().flat_map(|id| body.reads[id.idx()].iter().map(|read| read.root));
+    let mut all: Vec<NodeId> = group.members.keys().copied().chain(read).collect();
+    all.sort_unstable();
+    all.dedup();
+    all
 }
 
 /// The two groups as one, if that is legal but for paths through a third.

@@ -178,7 +178,7 @@ impl Joint {
                 body.output_as(format!("{SAVED}{}", k - self.n_outputs), Role::Value, renamed);
             }
         }
-        (Loop { body, ..inner.clone() }, places)
+        (inner.with_body(body), places)
     }
 
     /// Adds the backward loop and gives the cotangents of the loop's arguments. Its carries are the cotangents of the carries,

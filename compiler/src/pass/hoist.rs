@@ -21,7 +21,7 @@ pub fn hoist(graph: &Graph) -> Graph {
     let mut results: BTreeMap<NodeId, Vec<NodeId>> = BTreeMap::new();
     graph.rebuild(|to, id, args| match graph.op(id) {
         Op::Loop(inner) => {
-            let inner = Loop { body: hoist(&inner.body), ..Loop::clone(inner) };
+            let inner = inner.with_body(hoist(&inner.body));
             let sums = sums(&inner);
             if sums.is_empty() {
                 return to.add(Op::Loop(Box::new(inner)), args);
@@ -177,7 +177,7 @@ fn take_out(to: &mut Graph, inner: &Loop, args: &[NodeId], sums: &[Sum]) -> (Nod
         }
     }
     let carries = inner.carries - sums.len();
-    let node = to.add(Op::Loop(Box::new(Loop { body, carries, ..inner.clone() })), &new_args);
+    let node = to.add(Op::Loop(Box::new(Loop { carries, ..inner.with_body(body) })), &new_args);
     let got = to.gets(node);
 
     let mut values: Vec<Option<NodeId>> = vec![None; inner.carries + inner.stacked()];

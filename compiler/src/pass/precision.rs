@@ -53,7 +53,7 @@ fn round_products(graph: &Graph, dtype: DType) -> Graph {
             }
             Op::Loop(inner) => {
                 let body = round_products(&inner.body, dtype);
-                let (inner, args) = scans_rounded(to, &Loop { body, ..Loop::clone(inner) }, args, dtype);
+                let (inner, args) = scans_rounded(to, &inner.with_body(body), args, dtype);
                 let (inner, saved) = saves_rounded(inner, dtype);
                 rounded.extend(saved.into_iter().map(|k| (id, k)));
                 to.set_here_like(node);
@@ -143,5 +143,5 @@ fn scans_rounded(to: &Graph, inner: &Loop, args: &[NodeId], dtype: DType) -> (Lo
     for (output, node) in inner.body.outputs().iter().zip(nodes) {
         body.output_as(output.name.clone(), output.role, node);
     }
-    (Loop { body, ..inner.clone() }, new_args)
+    (inner.with_body(body), new_args)
 }

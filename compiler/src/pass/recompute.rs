@@ -34,7 +34,7 @@ pub fn recompute(graph: &Graph, budget: u64) -> Graph {
         // Perhaps in the body of a loop over pieces of the batch.
         return graph.rebuild(|to, id, args| match graph.op(id) {
             Op::Loop(inner) => {
-                let inner = Loop { body: recompute(&inner.body, budget), ..Loop::clone(inner) };
+                let inner = inner.with_body(recompute(&inner.body, budget));
                 to.add(Op::Loop(Box::new(inner)), args)
             }
             _ => to.copy(graph, id, args),
@@ -222,7 +222,7 @@ fn saving(inner: &Loop, saved: &[NodeId]) -> Loop {
         let name = format!("{SAVED}{}", body.outputs().len() - inner.carries);
         body.output_as(name, Role::Value, value);
     }
-    Loop { body, ..inner.clone() }
+    inner.with_body(body)
 }
 
 /// The backward loop, which reads what is saved now and computes the rest again, with the forward loop's own inputs.
@@ -302,5 +302,5 @@ fn backward(
     }
     to.set_here_like(graph.node(pair.backward));
     let carries = old.carries;
-    to.add(Op::Loop(Box::new(Loop { body: new, carries, scans, ..old.clone() })), &new_args)
+    to.add(Op::Loop(Box::new(Loop { carries, scans, ..old.with_body(new) })), &new_args)
 }

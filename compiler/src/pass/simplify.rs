@@ -22,18 +22,18 @@ const ROUNDS: usize = 8;
 /// A graph that differentiates by values in its middle is given back as it is: rules may go around such a value, and the
 /// derivative would no longer see it.
 pub fn simplify(graph: &Graph) -> Graph {
-    let mut graph = graph.clone();
-    if differentiates_inside(&graph) {
-        return graph;
+    if differentiates_inside(graph) {
+        return graph.clone();
     }
-    for _ in 0..ROUNDS {
-        let next = round(&graph);
-        if next == graph {
+    let mut simple = round(graph);
+    for _ in 1..ROUNDS {
+        let next = round(&simple);
+        if next == simple {
             break;
         }
-        graph = next;
+        simple = next;
     }
-    graph
+    simple
 }
 
 /// True when a `Grad`, here or in a body, is with respect to anything but inputs.

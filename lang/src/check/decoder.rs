@@ -17,7 +17,7 @@ use super::tree::{Tree, unflatten};
 use super::value::{Args, Env, Eval, FunctionKind, Given, Stop, Tensor, Value};
 use crate::decode::{POS, Rows, decode_rows};
 use crate::diag::{Code, Diagnostic};
-use crate::syntax::ast::{FileId, Span};
+use crate::syntax::ast::Span;
 
 /// The number of positions that have been read.
 const READ: &str = "read";
@@ -176,12 +176,9 @@ impl Elaborator<'_> {
         let derived = match decode_rows(&forward.graph, &axis, &rows) {
             Ok(derived) => derived,
             Err(error) => {
-                let place = error.span;
-                let place = Span { file: FileId(place.file), start: place.start, end: place.end };
                 let message = format!("the model has no decoder along `{}`: {}", plain(&decoder.axis), error.message);
-                return Err(
-                    self.fail(Diagnostic::error(Code::E0223, message).label(place, "here").label(span, "read here"))
-                );
+                return Err(self
+                    .fail(Diagnostic::error(Code::E0223, message).label(error.span, "here").label(span, "read here")));
             }
         };
         let cache_name = |k: usize| format!("{}{k}", if derived.can_go_back { KEPT } else { REACHED });

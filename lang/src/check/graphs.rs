@@ -39,10 +39,6 @@ impl Level {
     }
 }
 
-pub(super) fn graph_span(span: Span) -> mdl_graph::Span {
-    mdl_graph::Span::new(span.file.0, span.start, span.end)
-}
-
 impl Elaborator<'_> {
     pub(super) fn top(&mut self) -> &mut Level {
         let Some(level) = self.levels.last_mut() else { mdl_graph::bug!("no graph is open") };
@@ -124,7 +120,7 @@ impl Elaborator<'_> {
         let nodes: Vec<NodeId> = args.iter().map(|arg| self.node(arg)).collect();
         let (phase, scope) = (self.phase, self.scope.clone());
         let graph = &mut self.top().graph;
-        graph.set_here(phase, graph_span(span), Some(scope));
+        graph.set_here(phase, span, Some(scope));
         match graph.try_add(op, &nodes) {
             Ok(node) => Ok(self.tensor(node)),
             Err(error) => Err(self.fail(Diagnostic::error(Code::E0210, error.0).label(span, "this operation"))),

@@ -1,6 +1,6 @@
 //! Files: parsing them, what their items are called, imports, and the library that every file sees.
 //!
-//! Nothing is evaluated here. A name means, in this order: what stages defined, the file's own item, what it imports, and
+//! Nothing is evaluated here, and of the library only what a recipe needs is parsed. A name means, in this order: what stages defined, the file's own item, what it imports, and
 //! what the library's prelude lists.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -12,7 +12,7 @@ use super::Elaborator;
 use super::value::{Env, FnCode, Frame, LayerCode, OptimizerCode, Value};
 use crate::diag::{Code, Diagnostic, nearest};
 use crate::syntax::ast::{self, AxisDecl, Expr, FileId, ItemKind, Member, MemberKind, Span, UseFrom};
-use crate::syntax::{parse, words};
+use crate::syntax::{Outline, parse, words};
 
 macro_rules! library {
     ($($path:literal)*) => {
@@ -39,6 +39,15 @@ pub(super) enum Global {
     /// A stage, by its kind: only `define` gives it a value.
     Stage(String),
     Broken,
+    /// Of the library: parsed by [`Elaborator::item`].
+    Unread(UnreadItem),
+}
+
+/// An item that nobody asked for yet.
+#[derive(Clone)]
+pub(super) struct UnreadItem {
+    outline: Rc<Outline>,
+    at: usize,
 }
 
 pub(super) struct File {
@@ -60,16 +69,24 @@ impl Elaborator<'_> {
         let name = self.sources.get(id).map(|source| source.name.clone()).unwrap_or_default();
         let (ast, diagnostics) = parse(id, &text);
         self.diagnostics.extend(diagnostics);
-        self.load_file(id, name, ast, false)
+        self.load_file(id, name, ast, None)
     }
 
     /// As `load_root`, of a file that was parsed already.
     pub fn load_parsed(&mut self, ast: ast::File) -> usize {
         let name = self.sources.get(ast.id).map(|source| source.name.clone()).unwrap_or_default();
-        self.load_file(ast.id, name, ast, false)
+        self.load_file(ast.id, name, ast, None)
     }
 
-    fn load_file(&mut self, id: FileId, path: String, ast: ast::File, is_library: bool) -> usize {
+    /// Files of the library, and only they, come with items that are not read yet.
+    fn load_file(
+        &mut self,
+        id: FileId,
+        path: String,
+        ast: ast::File,
+        unread: Option<Vec<(ast::Name, UnreadItem)>>,
+    ) -> usize {
+        let is_library = unread.is_some();
         let at = self.files.len();
         let frame = Rc::new(Frame { is_file: true, ..Frame::new(at, path.clone(), Rc::default()) });
         let env = Env { vars: None, frame };
@@ -87,7 +104,7 @@ impl Elaborator<'_> {
         self.files.push(file);
         let mut uses = Vec::new();
         for item in &ast.items {
-            let global = match &item.kind {
+            match &item.kind {
                 ItemKind::Use(used) => {
                     uses.push((used.clone(), item.span));
                     continue;
@@ -101,35 +118,9 @@ impl Elaborator<'_> {
                     }
                     continue;
                 }
-                ItemKind::Names(_) => {
-                    self.push(
-                        Diagnostic::error(Code::E0704, "`names` is not in this version")
-                            .label(item.span, "not understood yet"),
-                    );
-                    Global::Broken
-                }
-                ItemKind::Arg(arg) => Global::Arg(Rc::new(arg.clone())),
-                ItemKind::Layer(layer) => Global::Layer(Rc::new(LayerCode {
-                    methods: methods(&layer.members),
-                    ast: layer.clone(),
-                    file: at,
-                    mentions: self.mentions(item.span),
-                })),
-                ItemKind::Fn(def) => Global::Fn(Rc::new(FnCode {
-                    def: Rc::new(def.clone()),
-                    file: at,
-                    mentions: self.mentions(item.span),
-                })),
-                ItemKind::Optimizer(optimizer) => Global::Optimizer(Rc::new(OptimizerCode {
-                    methods: methods(&optimizer.members),
-                    ast: optimizer.clone(),
-                    file: at,
-                    mentions: self.mentions(item.span),
-                })),
-                ItemKind::Model { value, .. } => Global::Model(Rc::new(value.clone())),
-                ItemKind::Stage(stage) => Global::Stage(stage.kind.text.clone()),
-                ItemKind::Broken { .. } => Global::Broken,
-            };
+                _ => {}
+            }
+            let global = self.global(at, item);
             let Some(name) = item.name() else { continue };
             let known = self.files[at].items.get(&name.text).map(|(_, span)| *span);
             match known {
@@ -138,6 +129,10 @@ impl Elaborator<'_> {
                     self.files[at].items.insert(name.text.clone(), (global, name.span));
                 }
             }
+        }
+        for (name, text) in unread.into_iter().flatten() {
+            let span = name.span;
+            self.files[at].items.insert(name.text, (Global::Unread(text), span));
         }
         let n_before = self.n_errors();
         for (used, span) in uses {
@@ -148,6 +143,52 @@ impl Elaborator<'_> {
             self.check_names(at);
         }
         at
+    }
+
+    /// What an item of a file is; `use` and `axis` are no such thing.
+    fn global(&mut self, file: usize, item: &ast::Item) -> Global {
+        match &item.kind {
+            ItemKind::Names(_) => {
+                self.push(
+                    Diagnostic::error(Code::E0704, "`names` is not in this version")
+                        .label(item.span, "not understood yet"),
+                );
+                Global::Broken
+            }
+            ItemKind::Arg(arg) => Global::Arg(Rc::new(arg.clone())),
+            ItemKind::Layer(layer) => Global::Layer(Rc::new(LayerCode {
+                methods: methods(&layer.members),
+                ast: layer.clone(),
+                file,
+                mentions: self.mentions(item.span),
+            })),
+            ItemKind::Fn(def) => {
+                Global::Fn(Rc::new(FnCode { def: Rc::new(def.clone()), file, mentions: self.mentions(item.span) }))
+            }
+            ItemKind::Optimizer(optimizer) => Global::Optimizer(Rc::new(OptimizerCode {
+                methods: methods(&optimizer.members),
+                ast: optimizer.clone(),
+                file,
+                mentions: self.mentions(item.span),
+            })),
+            ItemKind::Model { value, .. } => Global::Model(Rc::new(value.clone())),
+            ItemKind::Stage(stage) => Global::Stage(stage.kind.text.clone()),
+            ItemKind::Use(_) | ItemKind::Axis(_) | ItemKind::Broken { .. } => Global::Broken,
+        }
+    }
+
+    /// The item of a file, parsed now if nobody needed it before.
+    pub(super) fn item(&mut self, file: usize, name: &str) -> Option<Global> {
+        let (global, _) = self.files[file].items.get(name)?;
+        let Global::Unread(text) = global.clone() else { return Some(global.clone()) };
+        let mut diagnostics = Vec::new();
+        let item = text.outline.parse(text.at, &mut diagnostics);
+        self.diagnostics.extend(diagnostics);
+        let global = self.global(file, &item);
+        if let Some((kept, _)) = self.files[file].items.get_mut(name) {
+            *kept = global.clone();
+        }
+        Some(global)
     }
 
     fn defined_twice(&mut self, name: &str, span: Span, first: Span) {
@@ -208,7 +249,7 @@ impl Elaborator<'_> {
                         let (ast, diagnostics) = parse(id, &imported.text);
                         self.diagnostics.extend(diagnostics);
                         self.importing.push(from);
-                        let file = self.load_file(id, imported.name, ast, false);
+                        let file = self.load_file(id, imported.name, ast, None);
                         self.importing.pop();
                         file
                     }
@@ -268,9 +309,20 @@ impl Elaborator<'_> {
             return Some(known);
         }
         let id = self.sources.add(name.clone(), *text);
-        let (ast, diagnostics) = parse(id, text);
+        let mut diagnostics = Vec::new();
+        let outline = Rc::new(Outline::new(id, text, &mut diagnostics));
+        let (mut read, mut unread) = (Vec::new(), Vec::new());
+        for (at, (keyword, name)) in outline.items().enumerate() {
+            match (keyword, name) {
+                ("fn" | "layer" | "optimizer", Some(name)) => {
+                    unread.push((name.clone(), UnreadItem { outline: Rc::clone(&outline), at }));
+                }
+                _ => read.push(outline.parse(at, &mut diagnostics)),
+            }
+        }
         self.diagnostics.extend(diagnostics);
-        Some(self.load_file(id, name, ast, true))
+        let ast = ast::File { id, items: read, ..ast::File::default() };
+        Some(self.load_file(id, name, ast, Some(unread)))
     }
 
     fn import_names(&mut self, at: usize, file: usize, names: Option<&[ast::Name]>, span: Span) {

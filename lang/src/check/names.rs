@@ -37,7 +37,7 @@ impl Elaborator<'_> {
                 Global::Layer(code) => walk.layer(&code.ast),
                 Global::Optimizer(code) => walk.optimizer(&code.ast),
                 Global::Model(expr) => walk.expr(expr, &Scope { open: true, ..Scope::default() }),
-                Global::Arg(_) | Global::Stage(_) | Global::Broken => {}
+                Global::Arg(_) | Global::Stage(_) | Global::Broken | Global::Unread(_) => {}
             }
             for diagnostic in walk.found {
                 self.push(diagnostic);

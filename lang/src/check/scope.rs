@@ -175,12 +175,12 @@ impl Elaborator<'_> {
         if let Some(value) = self.defined.get(&(file, name.clone())) {
             return if matches!(value, Value::Error) { Err(Stop) } else { Ok(value.clone()) };
         }
-        let Some((global, _)) = self.files[file].items.get(&name).cloned() else { return Err(Stop) };
+        let Some(global) = self.item(file, &name) else { return Err(Stop) };
         match global {
             Global::Fn(code) => Ok(Value::function(FunctionKind::Def { code, first: None })),
             Global::Layer(code) => Ok(Value::Maker(Rc::new(LayerMaker { what: MakerKind::Code(code), given: None }))),
             Global::Optimizer(code) => Ok(Value::function(FunctionKind::Optimizer(code))),
-            Global::Broken => Err(Stop),
+            Global::Broken | Global::Unread(_) => Err(Stop),
             Global::Stage(kind) => Err(self.error(
                 Code::E0221,
                 format!("the {kind} stage `{name}` has no value here"),

@@ -154,9 +154,9 @@ impl Elaborator<'_> {
         }
     }
 
-    fn find_layer(&self, env: &Env, name: &str) -> Option<()> {
+    fn find_layer(&mut self, env: &Env, name: &str) -> Option<()> {
         let (file, item) = self.find_item(env.frame.file, name)?;
-        matches!(self.files[file].items.get(&item), Some((super::load::Global::Layer(_), _))).then_some(())
+        matches!(self.item(file, &item), Some(super::load::Global::Layer(_))).then_some(())
     }
 
     /// `base: Linear` takes only that layer, `base: Layer` any.

@@ -166,7 +166,7 @@ impl<'w> Context<'w> {
                 for problem in problems {
                     let code =
                         Code::ALL.iter().find(|code| code.text() == problem.code).copied().unwrap_or(Code::E0501);
-                    let span = problem.span.map_or(fields.span("source").unwrap_or(block.span), ast_span);
+                    let span = problem.span.or(fields.span("source")).unwrap_or(block.span);
                     let diagnostic = Diagnostic::error(code, problem.message).label(span, "this data");
                     self.elab.report(match problem.help {
                         Some(help) => diagnostic.help(help),
@@ -389,8 +389,4 @@ fn value_text(value: &Value) -> Option<String> {
         Value::Str(text) => Some(text.to_string()),
         _ => None,
     }
-}
-
-fn ast_span(span: mdl_graph::Span) -> Span {
-    Span { file: FileId(span.file), start: span.start, end: span.end }
 }

@@ -5,7 +5,6 @@ use crate::spec::{DataSpec, Form, Part, Share, Source, Split, Tokenizer};
 use crate::syntax::ast::{Expr, ExprKind, Name, RecordPart, Span, Unit};
 
 use super::fields::Fields;
-use super::graph_span;
 use super::read::{self, Called, Compute, Plain, wrong_type};
 use super::schema::{FieldRow, Takes};
 
@@ -79,7 +78,7 @@ fn read_sources(compute: &mut dyn Compute, row: &'static FieldRow, expr: &Expr) 
 }
 
 fn source(compute: &mut dyn Compute, called: &Called<'_>) -> Option<Source> {
-    let span = graph_span(called.span);
+    let span = called.span;
     Some(match called.row.name {
         "text" => Source::Text { path: called.text(compute, "path")?, span },
         "jsonl" => {
@@ -153,7 +152,7 @@ fn read_tokenizer(compute: &mut dyn Compute, row: &'static FieldRow, expr: &Expr
         "chars" => Tokenizer::Chars,
         "bytes" => Tokenizer::Bytes,
         "bpe" => Tokenizer::Bpe { vocab: called.count(compute, "vocab")? },
-        "tokenizer" => Tokenizer::File { path: called.text(compute, "path")?, span: graph_span(called.span) },
+        "tokenizer" => Tokenizer::File { path: called.text(compute, "path")?, span: called.span },
         name => mdl_graph::bug!("the table of tokenizers has `{name}`, and nothing reads it"),
     })
 }

@@ -84,7 +84,7 @@ pub(crate) struct Block<'e> {
 
 impl Block<'_> {
     fn stage(&self, needs: Vec<String>, kind: StageKind) -> Stage {
-        Stage { name: self.name.to_owned(), span: graph_span(self.span), needs, kind }
+        Stage { name: self.name.to_owned(), span: self.span, needs, kind }
     }
 }
 
@@ -130,8 +130,4 @@ pub(crate) fn block<'e>(item: &'e ast::Item, diagnostics: &mut Vec<Diagnostic>) 
         return None;
     }
     Some(Block { kind: row, name: &given.text, span: given.span, ast: stage })
-}
-
-pub(crate) fn graph_span(span: Span) -> mdl_graph::Span {
-    mdl_graph::Span::new(span.file.0, span.start, span.end)
 }

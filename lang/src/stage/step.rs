@@ -13,7 +13,6 @@ use crate::spec::{DataFacts, Read, State, StateKind, Weight};
 use crate::syntax::ast::{self, Expr, ExprKind, Span};
 
 use super::context::{Context, Trained};
-use super::graph_span;
 use super::objective::Measured;
 use super::optimize::{Candidate, Run};
 use super::parts::{Followed, OBJECTIVE, Part};
@@ -207,7 +206,7 @@ impl Context<'_> {
 
         self.elab.set_phase(Phase::Update);
         let graph = self.elab.graph();
-        graph.set_here(Phase::Update, graph_span(span), None);
+        graph.set_here(Phase::Update, span, None);
         let (norm, gradients) = clipped(graph, gradients, parts.clip);
         let n = count_from_one(graph, step);
         let rates = self.learning_rates(&parts.candidates, n, span)?;

@@ -8,33 +8,7 @@
 
 use serde::Serialize;
 
-/// A source file, as an index into `diag::Sources`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
-pub struct FileId(pub u32);
-
-/// A range of bytes of one file.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
-pub struct Span {
-    pub file: FileId,
-    pub start: u32,
-    pub end: u32,
-}
-
-impl Span {
-    pub fn new(file: FileId, start: usize, end: usize) -> Self {
-        Self { file, start: clip(start), end: clip(end) }
-    }
-
-    /// The smallest span that holds both; both must be of one file.
-    pub fn to(self, end: Span) -> Self {
-        Self { file: self.file, start: self.start.min(end.start), end: self.end.max(end.end) }
-    }
-}
-
-/// A file over 4 GiB is refused before it is parsed, so this loses nothing.
-fn clip(offset: usize) -> u32 {
-    u32::try_from(offset).unwrap_or(u32::MAX)
-}
+pub use mdl_graph::{FileId, Span};
 
 /// An identifier. A twin keeps its primes in the text: `t'`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]

@@ -17,4 +17,5 @@ mod parse;
 
 pub use fmt::format;
 pub(crate) use lexer::words;
+pub(crate) use parse::Outline;
 pub use parse::{decode, parse};

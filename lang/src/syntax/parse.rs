@@ -5,7 +5,7 @@ use std::sync::Once;
 
 use pest::Parser;
 
-use super::ast::{File, FileId, Item, ItemKind, Span};
+use super::ast::{File, FileId, Item, ItemKind, Name, Span};
 use super::build::{Build, Grammar, Rule};
 use super::errors;
 use super::layout::{ITEM_WORDS, ItemText, Layout, STAGE_WORDS, layout};
@@ -50,6 +50,29 @@ pub fn parse(file: FileId, source: &str) -> (File, Vec<Diagnostic>) {
     (File { id: file, docs: layout.file_docs, items }, diagnostics)
 }
 
+/// A file cut into items, each of which is parsed when somebody asks for it. For the library, of which a recipe needs a part.
+pub(crate) struct Outline {
+    file: FileId,
+    layout: Layout,
+}
+
+impl Outline {
+    /// What is wrong with brackets is reported here, what is wrong within an item by [`Outline::parse`].
+    pub(crate) fn new(file: FileId, source: &str, diagnostics: &mut Vec<Diagnostic>) -> Outline {
+        Outline { file, layout: layout(file, source, diagnostics) }
+    }
+
+    /// The first word of each item, and its name.
+    pub(crate) fn items(&self) -> impl Iterator<Item = (&str, Option<&Name>)> {
+        self.layout.items.iter().map(|text| (text.keyword.as_str(), text.name.as_ref()))
+    }
+
+    /// The item at a position of [`Outline::items`].
+    pub(crate) fn parse(&self, at: usize, diagnostics: &mut Vec<Diagnostic>) -> Item {
+        read(self.file, &self.layout, &self.layout.items[at], diagnostics)
+    }
+}
+
 /// The text of a file as read from disk; what is not UTF-8 is a diagnostic that says where.
 pub fn decode(file: FileId, bytes: Vec<u8>) -> Result<String, Diagnostic> {
     String::from_utf8(bytes).map_err(|error| {
@@ -79,17 +102,15 @@ fn on_deep_stack<T: Send>(work: impl FnOnce() -> T + Send) -> T {
 }
 
 fn items(file: FileId, layout: &Layout, diagnostics: &mut Vec<Diagnostic>) -> Vec<Item> {
-    layout
-        .items
-        .iter()
-        .map(|text| {
-            let span = Span::new(file, text.start, text.end);
-            let docs = layout.docs.binary_search_by_key(&text.start, |(offset, _)| *offset);
-            let docs = docs.map_or_else(|_| String::new(), |at| layout.docs[at].1.clone());
-            let kind = item(file, layout, text, diagnostics);
-            Item { docs, kind: kind.unwrap_or_else(|| ItemKind::Broken { name: text.name.clone() }), span }
-        })
-        .collect()
+    layout.items.iter().map(|text| read(file, layout, text, diagnostics)).collect()
+}
+
+fn read(file: FileId, layout: &Layout, text: &ItemText, diagnostics: &mut Vec<Diagnostic>) -> Item {
+    let span = Span::new(file, text.start, text.end);
+    let docs = layout.docs.binary_search_by_key(&text.start, |(offset, _)| *offset);
+    let docs = docs.map_or_else(|_| String::new(), |at| layout.docs[at].1.clone());
+    let kind = item(file, layout, text, diagnostics);
+    Item { docs, kind: kind.unwrap_or_else(|| ItemKind::Broken { name: text.name.clone() }), span }
 }
 
 /// `None` when something was reported, here or by the layout.

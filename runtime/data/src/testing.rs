@@ -63,7 +63,7 @@ pub(crate) fn files(parts: &[(&str, Source)]) -> Split {
 }
 
 pub(crate) fn nowhere() -> Span {
-    Span::new(0, 0, 0)
+    Span::default()
 }
 
 pub(crate) fn text(path: &str) -> Source {

@@ -154,5 +154,5 @@ fn shorter_loop(inner: &Loop, batch: &Name, size: u64) -> Loop {
             body.output_as(output.name.clone(), output.role, node);
         }
     }
-    Loop { body, ..inner.clone() }
+    inner.with_body(body)
 }

@@ -55,14 +55,15 @@ fn negate(graph: &mut Graph, x: NodeId) -> Option<NodeId> {
 }
 
 fn add(graph: &mut Graph, x: NodeId, y: NodeId) -> Option<NodeId> {
-    let ty = ty_of(graph, &Op::Add, &[x, y])?;
     // x + 0 → x
     if is_number(graph, y, 0.0) {
+        let ty = ty_of(graph, &Op::Add, &[x, y])?;
         return Some(spread_to(graph, x, &ty));
     }
+    let dtype = graph.ty(x).dtype;
     // x + x → x · 2
-    if x == y && ty.dtype.is_float() {
-        let two = graph.constant(2.0, ty.dtype);
+    if x == y && dtype.is_float() {
+        let two = graph.constant(2.0, dtype);
         return Some(make(graph, Op::Mul, &[x, two]));
     }
     // x + (-y) → x - y
@@ -73,13 +74,14 @@ fn add(graph: &mut Graph, x: NodeId, y: NodeId) -> Option<NodeId> {
 }
 
 fn subtract(graph: &mut Graph, x: NodeId, y: NodeId) -> Option<NodeId> {
-    let ty = ty_of(graph, &Op::Sub, &[x, y])?;
     // x - 0 → x
     if is_number(graph, y, 0.0) {
+        let ty = ty_of(graph, &Op::Sub, &[x, y])?;
         return Some(spread_to(graph, x, &ty));
     }
     // 0 - y → -y
     if is_number(graph, x, 0.0) {
+        let ty = ty_of(graph, &Op::Sub, &[x, y])?;
         let negative = make(graph, Op::Neg, &[y]);
         return Some(spread_to(graph, negative, &ty));
     }
@@ -91,19 +93,24 @@ fn subtract(graph: &mut Graph, x: NodeId, y: NodeId) -> Option<NodeId> {
 }
 
 fn multiply(graph: &mut Graph, x: NodeId, y: NodeId) -> Option<NodeId> {
-    let ty = ty_of(graph, &Op::Mul, &[x, y])?;
-    // x · 1 → x
-    if is_number(graph, y, 1.0) {
-        return Some(spread_to(graph, x, &ty));
-    }
-    // x · (-1) → -x
-    if is_number(graph, y, -1.0) {
-        let negative = make(graph, Op::Neg, &[x]);
-        return Some(spread_to(graph, negative, &ty));
-    }
-    // x · 0 → 0, of integers
-    if ty.dtype.is_int() && is_number(graph, y, 0.0) {
-        return Some(spread_to(graph, y, &ty));
+    let dtype = graph.ty(x).dtype;
+    if let Some(number) = constant_of(graph, y).map(|number| number.as_f64()) {
+        // x · 1 → x, and x · 0 → 0 of integers
+        let one_of_them = match number {
+            1.0 => Some(x),
+            0.0 if dtype.is_int() => Some(y),
+            _ => None,
+        };
+        if let Some(kept) = one_of_them {
+            let ty = ty_of(graph, &Op::Mul, &[x, y])?;
+            return Some(spread_to(graph, kept, &ty));
+        }
+        // x · (-1) → -x
+        if number == -1.0 {
+            let ty = ty_of(graph, &Op::Mul, &[x, y])?;
+            let negative = make(graph, Op::Neg, &[x]);
+            return Some(spread_to(graph, negative, &ty));
+        }
     }
     // (-x) · c → x · (-c)
     if let (Some(inner), Op::Const(..)) = (under(graph, x, &Op::Neg), graph.op(y)) {
@@ -120,9 +127,9 @@ fn multiply(graph: &mut Graph, x: NodeId, y: NodeId) -> Option<NodeId> {
         let (b, p, q) = (*b, *p, *q);
         for (inner, a) in [(p, q), (q, p)] {
             if let Op::Const(a, _) = graph.op(a)
-                && let Some(product) = tame_product(*a, b, ty.dtype)
+                && let Some(product) = tame_product(*a, b, dtype)
             {
-                let product = graph.add(Op::Const(product, ty.dtype), &[]);
+                let product = graph.add(Op::Const(product, dtype), &[]);
                 return Some(make(graph, Op::Mul, &[inner, product]));
             }
         }
@@ -199,9 +206,9 @@ pub(super) fn logic(graph: &mut Graph, op: &Op, args: &[NodeId]) -> Option<NodeI
             if x == y {
                 return Some(*x);
             }
-            let ty = ty_of(graph, op, args)?;
             for (x, y) in [(*x, *y), (*y, *x)] {
                 if let Some(known) = constant_of(graph, y) {
+                    let ty = ty_of(graph, op, args)?;
                     // x and true → x, x and false → false, and the same of `or` the other way round
                     let keeps = (known.as_f64() != 0.0) == (*op == Op::And);
                     return Some(spread_to(graph, if keeps { x } else { y }, &ty));

@@ -3,6 +3,7 @@
 //! A body that holds a `Grad` marker is left as it is: its inputs are what it differentiates by, so two of them may hold the same
 //! value and still be different.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 
 use mdl_graph::{Class, DType, Graph, InputKind, Loop, Name, Node, NodeId, Op, Role};
@@ -30,7 +31,10 @@ struct Trimmed {
 }
 
 /// The graph with every loop cut down to the results that are read and to what these need.
-pub(super) fn trim(graph: &Graph) -> Graph {
+pub(super) fn trim(graph: &Graph) -> Cow<'_, Graph> {
+    if !graph.nodes().iter().any(|node| matches!(node.op, Op::Loop(_))) {
+        return Cow::Borrowed(graph);
+    }
     let live = graph.live();
     let mut used: BTreeMap<NodeId, Vec<u32>> = BTreeMap::new();
     for id in graph.ids().filter(|id| live[id.idx()]) {
@@ -47,11 +51,14 @@ pub(super) fn trim(graph: &Graph) -> Graph {
         }
     }
     let mut given: BTreeMap<NodeId, Vec<NodeId>> = BTreeMap::new();
-    graph.rebuild(|to, id, args| {
-        if let Some(trim) = trimmed.get(&id) {
+    Cow::Owned(graph.rebuild(|to, id, args| {
+        if let Some(trim) = trimmed.get_mut(&id) {
             given.insert(id, args.to_vec());
             let kept: Vec<NodeId> = trim.args.iter().map(|k| args[*k]).collect();
-            return to.add(Op::Loop(Box::new(trim.inner.clone())), &kept);
+            // Each loop is met once.
+            let body = std::mem::take(&mut trim.inner.body);
+            let inner = trim.inner.with_body(body);
+            return to.add(Op::Loop(Box::new(inner)), &kept);
         }
         let (Op::Get(k), [of]) = (graph.op(id), graph.args(id)) else { return to.copy(graph, id, args) };
         let (Some(trim), Some(given)) = (trimmed.get(of), given.get(of)) else { return to.copy(graph, id, args) };
@@ -62,7 +69,7 @@ pub(super) fn trim(graph: &Graph) -> Graph {
             // Nobody reads it: a live `Get` is never gone.
             Fate::Gone => to.copy(graph, id, args),
         }
-    })
+    }))
 }
 
 fn has_grad(body: &Graph) -> bool {
@@ -190,7 +197,7 @@ pub(super) fn rebuild(to: &mut Graph, node: &Node, inner: &Loop, args: &[NodeId]
         None => (inner, args),
     };
     let body = round(&inner.body);
-    let plain = Loop { body, ..inner.clone() };
+    let plain = inner.with_body(body);
     let hoisted = if has_grad(&plain.body) { Vec::new() } else { invariants(&plain) };
     if hoisted.is_empty() {
         return to.add(Op::Loop(Box::new(plain)), args);
@@ -246,7 +253,7 @@ pub(super) fn rebuild(to: &mut Graph, node: &Node, inner: &Loop, args: &[NodeId]
         }
     }
     to.set_here_like(node);
-    to.add(Op::Loop(Box::new(Loop { body, ..plain.clone() })), &args)
+    to.add(Op::Loop(Box::new(plain.with_body(body))), &args)
 }
 
 /// The loop with its masks inside: free values that are spread over more axes than what they are made of, by whole numbers and

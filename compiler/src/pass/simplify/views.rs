@@ -18,7 +18,7 @@ pub(super) fn spread(graph: &mut Graph, op: &Op, args: &[NodeId]) -> Option<Node
 }
 
 pub(super) fn views(graph: &mut Graph, op: &Op, args: &[NodeId]) -> Option<NodeId> {
-    let [x] = args else { return None };
+    let ([x], Class::View) = (args, op.class()) else { return None };
     let inner = graph.op(*x).clone();
     let source = graph.args(*x).first().copied();
     let axes = graph.ty(*x).axes.clone();
