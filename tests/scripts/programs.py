@@ -6,7 +6,7 @@ usage: programs.py           (needs torch)
 Writes `fixtures/programs.json`. A case holds the `program` (a file of `lang/tests/golden/check`, whose functions and layers it uses), the `text`
 that comes with it, what is called (`callee`) on which `inputs`, and of each result the products with three vectors (`dots`); of
 the sum of the first products, the derivative by each weight, multiplied with one vector (`slopes`). Weights, vectors and inputs without data are
-made by `fill`, a function of a name and a place, so that nothing large is recorded.
+made by `fill`, a function of a name and a place, so that nothing large is recorded; so are the numbers that a program draws.
 """
 import json
 import math
@@ -89,6 +89,16 @@ def case(name, program, text, callee, inputs, results, models, training=False, l
 
 def floats(name, axes, *shape, scale=2.0):
     return axes, fill(f"in {name}", math.prod(shape), scale).reshape(shape)
+
+
+def draw(k, *shape):
+    """The draws of the program's `k`-th call of `uniform`: its axes in the order of their names."""
+    return fill(f"draw {k}", math.prod(shape)).reshape(shape) + 0.5
+
+
+def normal(k, *shape):
+    """As `normal` makes them of its two draws (Box and Muller)."""
+    return torch.sqrt(-2 * torch.log(1 - draw(k, *shape))) * torch.cos(2 * math.pi * draw(k + 1, *shape))
 
 
 def ids(*shape, below=11, by=7, plus=3):
@@ -233,19 +243,39 @@ def bert_block(b, x, seen):
     return b.norm("norm2", x + b.lin("mlp.down", gelu(b.lin("mlp.up", x, 64)), 16))
 
 
-def bert():
-    m = Model("m")
-    x, segment = ids(2, 6), torch.tensor([[0, 0, 1, 1, 1, 1], [0, 0, 0, 0, 1, 1]])
-    mask = torch.tensor([[1, 1, 1, 1, 1, 1], [1, 1, 1, 1, 0, 0]]).bool()
+def bert_model(m, x, segment, mask):
     words = m("words.w", 11, 16)
     h = m.norm("norm", words[x] + m("places.w", 6, 16) + m("kinds.w", 2, 16)[segment])
     for b in m.copies("blocks", 2):
         h = bert_block(b, h, mask[:, None, None, :])
     y = m.norm("after", gelu(m.lin("turn", h, 16))) @ words.T
-    z = m.lin("next", torch.tanh(m.lin("pool", h[:, 0], 16)), 2)
+    return y, m.lin("next", torch.tanh(m.lin("pool", h[:, 0], 16)), 2)
+
+
+def bert():
+    x, segment = ids(2, 6), torch.tensor([[0, 0, 1, 1, 1, 1], [0, 0, 0, 0, 1, 1]])
+    mask = torch.tensor([[1, 1, 1, 1, 1, 1], [1, 1, 1, 1, 0, 0]]).bool()
+    m = Model("m")
+    y, z = bert_model(m, x, segment, mask)
     case("bert", 2, "axis t = 6\nmodel m = Bert[vocab: 11, context: 6, width: 16](heads: 2, layers: 2)", "m",
          dict(ids=(["batch", "t"], x), segment=(["batch", "t"], segment), mask=(["batch", "t"], mask)),
          {"y.0": (["batch", "t", "vocab"], y), "y.1": (["batch", "answer"], z)}, [m])
+
+
+def masked_words():
+    x, segment = ids(8, 6), (torch.arange(6) > 2).long().expand(8, 6)
+    mask, follows = torch.arange(6) < torch.tensor([6, 6, 5, 4, 6, 3, 6, 5])[:, None], torch.arange(8) % 2
+    m = Model("m")
+    pick, dice, other = (draw(0, 8, 6) < 0.5) & mask, draw(1, 8, 6), (draw(2, 8, 6) * 11).long()
+    kinds = [pick & (dice < 0.8), pick & (dice >= 0.8) & (dice < 0.9), pick & (dice >= 0.9)]
+    assert all(bool(kind.any()) for kind in kinds), "a word is hidden, one is another, one stays"
+    y, z = bert_model(m, torch.where(kinds[0], torch.tensor(10), torch.where(kinds[1], other, x)), segment, mask)
+    mlm = mean(F.cross_entropy(y.transpose(1, 2), x, reduction="none"), pick)
+    nsp = F.cross_entropy(z, follows)
+    batch = {f"batch.{k}": (["batch", "t"], v) for k, v in dict(ids=x, segment=segment, mask=mask).items()}
+    case("bert, masked", 2, """model m = Bert[vocab: 11, context: 6, width: 16](heads: 2, layers: 2)
+fn f(model, batch) = masked(10, 50%)(model, batch)""", "f", {**batch, "batch.follows": (["batch"], follows)},
+         {"y.loss": ([], mlm + nsp), "y.mlm": ([], mlm), "y.nsp": ([], nsp)}, [m])
 
 
 def resnet():
@@ -598,6 +628,32 @@ fn f(model, batch) = ewc(next_token, r, weights(r), 0.5)(model, batch)"""
     case("ewc", 4, text, "f", batch, dict(y=([], loss)), [m, r])
 
 
+def chance():
+    m = Model("m")
+    axes, x = floats("batch.x", ["batch", "width"], 2, 16)
+    noise, time = normal(0, 2, 16), draw(2, 2)[:, None]
+    y = m.lin("up", time * x + (1 - time) * noise, 16) + time
+    text = """layer Net[width]() {
+  up = Linear[width -> width]()
+  fn call(x: [.., width], time: [..]) -> [.., width] = up(x) + time
+}
+model m = Net[width: 16]()"""
+    case("flow", 4, text, "flow", {"batch.x": (axes, x)}, dict(y=([], ((y - (x - noise)) ** 2).mean())), [m])
+
+    m, j = Model("m"), Model("j")
+    w, b = m("w", 4, 16), m("b", 16)
+    fake = normal(0, 2, 4) @ w + b
+    w, b = j("w", 16), j("b")
+    judge = lambda x: x @ w + b
+    maker = -F.logsigmoid(judge(fake)).mean()
+    loss = -F.logsigmoid(judge(x)).mean() - F.logsigmoid(-judge(fake.detach())).mean()
+    text = """axis z = 4, width = 16
+model m = Linear[z -> width]()
+model j = Linear[width -> ]()
+fn f(model, batch) = gan(4)((maker: model, judge: j), batch)"""
+    case("gan", 4, text, "f", {"batch.x": (axes, x)}, {"y.maker": ([], maker), "y.judge": ([], loss)}, [m, j])
+
+
 # ---------- optimizers: four steps on a weight of two copies, [layer, a, b, c] with the arrow a, b -> c
 
 def newton(u, rounds=5):
@@ -655,7 +711,7 @@ def optimizers():
 
 def main():
     torch.manual_seed(0)
-    for make in (llama, mla, moe, t5, bert, resnet, clip, mamba, lstm, ctc, whisper, longformer, universal, adapters, objectives, gradients):
+    for make in (llama, mla, moe, t5, bert, masked_words, resnet, clip, mamba, lstm, ctc, whisper, longformer, universal, adapters, objectives, gradients, chance):
         make()
     OUT.write_text(json.dumps(dict(cases=CASES, optimizers=optimizers()), indent=1) + "\n")
 
