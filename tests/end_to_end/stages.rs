@@ -86,7 +86,8 @@ train base {{
     let falls = |x: &[f64]| x.windows(2).all(|pair| pair[1] < pair[0]);
     let x = duel("sgd(lr: 0.1)", "sgd(lr: 0.0)", ", steps = 5");
     assert!(rises(&x), "{x:?}");
-    let x = duel("sgd(lr: 0.0)", "[sgd(lr: 0.1) at \"w\", adamw(lr: 1e-3)]", ", clip = 0.1, micro = 2, steps = 5");
+    let x =
+        duel("sgd(lr: 0.0)", "[sgd(lr: 0.1) at \"judge.w\", adamw(lr: 1e-3)]", ", clip = 0.1, micro = 2, steps = 5");
     assert!(falls(&x), "{x:?}");
     // The first steps may be lost to a scale that is too large.
     let x = duel("sgd(lr: 0.1)", "sgd(lr: 0.0)", ", precision = f16, steps = 12");

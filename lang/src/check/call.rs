@@ -3,9 +3,9 @@
 use std::rc::Rc;
 
 use super::Elaborator;
-use super::axes::Filled;
+use super::axes::{Filled, Signature};
 use super::cross::Callee;
-use super::value::{Args, Env, Eval, Frame, Function, FunctionKind, Given, Layer, MakerKind, Stop, Value};
+use super::value::{Args, Env, Eval, FnCode, Frame, Function, FunctionKind, Given, Layer, MakerKind, Stop, Value};
 use crate::diag::{Code, Diagnostic, nearest};
 use crate::syntax::ast::{ExprKind, FnDef, Param, Pattern, PatternKind, Span, Type, TypeKind};
 
@@ -135,25 +135,8 @@ impl Elaborator<'_> {
                     let help = "nothing calls itself: repeat a layer with `repeat[layer]`, or a step with `fold`";
                     return Err(self.error_help(Code::E0214, message, span, "this call leads back to it", help));
                 }
-                let file_env = self.file_env(code.file);
-                let vars = first
-                    .iter()
-                    .flat_map(|vars| vars.iter())
-                    .fold(file_env, |env, (name, value)| env.with(name.clone(), value.clone()));
-                let callee = Callee {
-                    label: code.def.name.text.clone(),
-                    file: code.file,
-                    mentions: code.mentions.clone(),
-                    params,
-                    result: code.def.result.as_ref(),
-                    body: &code.def.body,
-                    header,
-                    signature,
-                    vars: vars.vars,
-                    layer: None,
-                    training: env.frame.training,
-                    packs: Default::default(),
-                };
+                let first = first.as_deref().map(Vec::as_slice);
+                let callee = self.callee_of(code, first, (header, signature), env.frame.training);
                 self.running.push(code.def.clone());
                 let result = self.run(callee, args, span);
                 self.running.pop();
@@ -195,6 +178,32 @@ impl Elaborator<'_> {
             }
             FunctionKind::Optimizer(code) => self.make_optimizer(code, args, span),
             FunctionKind::OptimizerMethod(optimizer, def) => self.call_optimizer(optimizer, def, args, span),
+        }
+    }
+
+    /// A function of a file, ready to be run; `first` are the values of the first of its two lists.
+    pub(super) fn callee_of<'c>(
+        &self,
+        code: &'c FnCode,
+        first: Option<&[(Rc<str>, Value)]>,
+        (header, signature): (Vec<Filled>, Signature),
+        training: bool,
+    ) -> Callee<'c> {
+        let env = self.file_env(code.file);
+        let env = first.into_iter().flatten().fold(env, |env, (name, value)| env.with(name.clone(), value.clone()));
+        Callee {
+            label: code.def.name.text.clone(),
+            file: code.file,
+            mentions: code.mentions.clone(),
+            params: code.def.params.last().map_or(&[], Vec::as_slice),
+            result: code.def.result.as_ref(),
+            body: &code.def.body,
+            header,
+            signature,
+            vars: env.vars,
+            layer: None,
+            training,
+            packs: Default::default(),
         }
     }
 

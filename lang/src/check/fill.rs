@@ -5,7 +5,7 @@ use std::rc::Rc;
 use mdl_graph::{Axis, AxisSet, DType, Name};
 
 use super::Elaborator;
-use super::cross::Callee;
+use super::axes::Signature;
 use super::scope::plain;
 use super::value::{Args, Eval, FunctionKind, Stop, Tensor, Value};
 use crate::diag::Code;
@@ -136,25 +136,8 @@ impl Elaborator<'_> {
                         return Err(self.error_help(Code::E0208, message, span, "used as an initializer", help));
                     }
                 }
-                let file_env = self.file_env(code.file);
-                let vars = first
-                    .iter()
-                    .flat_map(|vars| vars.iter())
-                    .fold(file_env, |env, (name, value)| env.with(name.clone(), value.clone()));
-                let callee = Callee {
-                    label: code.def.name.text.clone(),
-                    file: code.file,
-                    mentions: code.mentions.clone(),
-                    params: code.def.params.last().map_or(&[], Vec::as_slice),
-                    result: code.def.result.as_ref(),
-                    body: &code.def.body,
-                    header,
-                    signature: Vec::new(),
-                    vars: vars.vars,
-                    layer: None,
-                    training: false,
-                    packs: Default::default(),
-                };
+                let first = first.as_deref().map(Vec::as_slice);
+                let callee = self.callee_of(code, first, (header, Signature::default()), false);
                 self.calls.push(span);
                 let value = self.run(callee, args, span);
                 self.calls.pop();

@@ -2,7 +2,8 @@
 //!
 //! The first of the list whose pattern matches a weight, and whose `for […]` accepts it, takes it. A pattern that
 //! matches nothing, an optimizer that nothing is left for and a weight that nobody takes are mistakes. Copies of a layer
-//! are one tensor; where patterns give them to different optimizers, each takes its run of them.
+//! are one tensor; where patterns give them to different optimizers, each takes its run of them. A pattern is of whole paths, as
+//! checkpoints and messages have them, also where a record of optimizers says the part.
 
 use std::rc::Rc;
 
@@ -93,19 +94,8 @@ impl Context<'_> {
     }
 
     /// For each weight its optimizers by their places in the list: one, or one for each run of copies.
-    pub(crate) fn assign(
-        &mut self,
-        candidates: &[Candidate],
-        weights: &[StoredId],
-        part: Option<&str>,
-    ) -> Option<Vec<Vec<Run>>> {
-        let mut paths: Vec<Vec<Vec<PathStep>>> = weights.iter().map(|id| self.path_steps(*id)).collect();
-        // In a record of optimizers the field says the part, so that patterns begin after it.
-        for steps in paths.iter_mut().flatten() {
-            if part.is_some_and(|part| steps.first().is_some_and(|first| first.name == part)) {
-                steps.remove(0);
-            }
-        }
+    pub(crate) fn assign(&mut self, candidates: &[Candidate], weights: &[StoredId]) -> Option<Vec<Vec<Run>>> {
+        let paths: Vec<Vec<Vec<PathStep>>> = weights.iter().map(|id| self.path_steps(*id)).collect();
         let copies = |id: &StoredId| self.stored(*id).stack.iter().map(|axis| axis.size as usize).product::<usize>();
         let mut owners: Vec<Vec<Option<usize>>> = weights.iter().map(|id| vec![None; copies(id)]).collect();
         let mut fine = true;
@@ -131,7 +121,7 @@ impl Context<'_> {
             }
             if taken == 0 {
                 fine = false;
-                let diagnostic = self.takes_nothing(candidate, matched, accepted, weights, part);
+                let diagnostic = self.takes_nothing(candidate, matched, accepted, weights);
                 self.report(diagnostic);
             }
         }
@@ -181,7 +171,6 @@ impl Context<'_> {
         matched: usize,
         accepted: usize,
         weights: &[StoredId],
-        part: Option<&str>,
     ) -> Diagnostic {
         let Some((_, text)) = candidate.pattern.as_ref().filter(|_| matched == 0) else {
             let message = if accepted == 0 {
@@ -195,11 +184,7 @@ impl Context<'_> {
         };
         let diagnostic = Diagnostic::error(Code::E0312, format!("the pattern `{text}` matches no weight"))
             .label(candidate.span, "without effect");
-        let inside = |path| match part {
-            Some(part) => str::strip_prefix(path, part).and_then(|rest| rest.strip_prefix('.')).unwrap_or(path),
-            None => path,
-        };
-        let paths: Vec<&str> = weights.iter().map(|id| inside(self.stored(*id).path.as_str())).collect();
+        let paths: Vec<&str> = weights.iter().map(|id| self.stored(*id).path.as_str()).collect();
         let layers: Vec<&str> =
             paths.iter().flat_map(|path| path.match_indices('.').map(|(at, _)| &path[..at])).collect();
         match nearest(text, paths.iter().chain(&layers).copied()) {

@@ -61,7 +61,7 @@ impl Context<'_> {
         let value = self.elab.eval(&env, written).ok()?;
         let Value::Record(fields) = &value else {
             let candidates = self.optimizers(&value, written)?;
-            let owners = self.assign(&candidates, weights, None)?;
+            let owners = self.assign(&candidates, weights)?;
             return Some((candidates, owners));
         };
         let span = written.span;
@@ -84,7 +84,7 @@ impl Context<'_> {
                 _ => None,
             };
             let several = self.optimizers(value.field(name)?, own.unwrap_or(written))?;
-            let places = self.assign(&several, ids, Some(name))?;
+            let places = self.assign(&several, ids)?;
             for (id, mut runs) in ids.iter().zip(places) {
                 runs.iter_mut().for_each(|run| run.optimizer += candidates.len());
                 if let Some(at) = weights.iter().position(|known| known == id) {
