@@ -1,7 +1,7 @@
 //! The passes: from the graph that the checker made to the one that is fused and planned.
 //!
 //! In: a graph with markers. Out: a graph with the same inputs and outputs that computes the same, within roundings. Each pass is
-//! a row of [`PASSES`]; after each the graph verifies, or the pass is named as the culprit.
+//! a row of [`PASSES`]; after each that changes it the graph verifies, or the pass is named as the culprit.
 //! Deliberately absent: fusion, memory and kernels, which start from what [`prepare`] gives.
 
 pub mod accumulate;
@@ -58,6 +58,9 @@ pub struct Pass {
     pub doc: &'static str,
     pub run: fn(&Graph, &Options) -> Result<Graph, PassError>,
 }
+
+/// What the names of passes begin with that change nothing that such a pass has made.
+const SIMPLIFY: &str = "simplify";
 
 /// All passes, in the order in which [`prepare`] runs them.
 pub const PASSES: &[Pass] = &[
@@ -117,11 +120,23 @@ pub fn prepare_watched(
     watch: &mut dyn FnMut(&Pass, &Graph),
 ) -> Result<Graph, PassError> {
     let mut graph = Cow::Borrowed(step);
+    // Most passes leave most graphs as they are: then there is nothing to verify, and what is simple stays simple.
+    let mut is_simple = false;
     for pass in PASSES {
-        graph = Cow::Owned((pass.run)(&graph, options)?);
-        if let Err(error) = graph.verify() {
-            bug!("after pass `{}`: {error}\n{graph}", pass.name);
+        let simplifies = pass.name.starts_with(SIMPLIFY);
+        if simplifies && is_simple {
+            watch(pass, &graph);
+            continue;
         }
+        let next = (pass.run)(&graph, options)?;
+        if next != *graph {
+            if let Err(error) = next.verify() {
+                bug!("after pass `{}`: {error}\n{next}", pass.name);
+            }
+            graph = Cow::Owned(next);
+            is_simple = false;
+        }
+        is_simple |= simplifies;
         watch(pass, &graph);
     }
     Ok(graph.into_owned())

@@ -6,7 +6,10 @@
 
 use std::collections::BTreeMap;
 
-use mdl_graph::{Axis, Graph, Name, philox};
+use mdl_compiler::budget::{StepError, compile};
+use mdl_compiler::pass::Options;
+use mdl_compiler::plan::{CompileError, Plan, PlanOptions};
+use mdl_graph::{Axis, Graph, Name, Span, philox};
 use mdl_lang::decode::{POS, decode};
 
 use crate::device::{Cpu, Executable, Tensors};
@@ -47,33 +50,64 @@ pub struct Generator {
     scratch: Vec<(f32, u32)>,
 }
 
+/// The programs of a decoder.
+pub struct DecoderPlans {
+    one: Plan,
+    /// Reads so many positions at once.
+    many: Option<(Plan, u64)>,
+    caches: Vec<Name>,
+    context: u64,
+}
+
+impl DecoderPlans {
+    pub fn plans(&self) -> impl Iterator<Item = &Plan> {
+        std::iter::once(&self.one).chain(self.many.iter().map(|(plan, _)| plan))
+    }
+}
+
+/// Plans the decoder of `forward`, which reads `ids` along one axis besides `batch`, and gives `logits`.
+pub fn plan_decoders(forward: &Graph, orders: &BTreeMap<Name, Vec<Name>>) -> Result<DecoderPlans, StepError> {
+    let axis = sequence_axis(forward).map_err(|message| refuse(message, None))?;
+    let planning = PlanOptions { orders: orders.clone(), ..PlanOptions::default() };
+    let build = |rows: u64| -> Result<(Plan, Vec<Name>), StepError> {
+        let decoder = decode(forward, &axis, rows).map_err(|error| refuse(error.message, Some(error.span)))?;
+        Ok((compile(&decoder.graph, &Options::default(), &planning, None)?, decoder.caches))
+    };
+    let (one, caches) = build(1)?;
+    // A recurrent model is read one position at a time.
+    let rows = PROMPT_ROWS.into_iter().find(|rows| *rows <= axis.size);
+    let many = rows.and_then(|rows| Some((build(rows).ok()?.0, rows)));
+    Ok(DecoderPlans { one, many, caches, context: axis.size })
+}
+
+fn refuse(message: String, span: Option<Span>) -> StepError {
+    StepError::Plan(CompileError { node: None, message: format!("the model cannot be decoded: {message}") }, span)
+}
+
 impl Generator {
     /// `forward` reads `ids` along one axis besides `batch`, and gives `logits`.
     pub fn new(forward: &Graph, orders: &BTreeMap<Name, Vec<Name>>, cpu: &Cpu) -> Result<Generator, RunError> {
-        let axis = sequence_axis(forward)?;
-        let build = |rows: u64| -> Result<(Executable, Vec<Name>), RunError> {
-            let decoder = decode(forward, &axis, rows)
-                .map_err(|error| RunError::failed("deriving the decoder", error.to_string()))?;
-            Ok((Executable::new(&decoder.graph, orders, cpu)?, decoder.caches))
+        let plans = plan_decoders(forward, orders)
+            .map_err(|error| RunError::failed("deriving the decoder", error.to_string()))?;
+        Generator::of_plans(plans, cpu)
+    }
+
+    pub fn of_plans(plans: DecoderPlans, cpu: &Cpu) -> Result<Generator, RunError> {
+        let DecoderPlans { one, many, caches, context } = plans;
+        let one = Executable::of_plan(one, cpu)?;
+        let many = match many {
+            Some((plan, rows)) => Some((Executable::of_plan(plan, cpu)?, rows)),
+            None => None,
         };
-        let (one, caches) = build(1)?;
-        // A recurrent model is read one position at a time.
-        let rows = PROMPT_ROWS.into_iter().find(|rows| *rows <= axis.size);
-        let many = rows.and_then(|rows| Some((build(rows).ok()?.0, rows)));
         let Some(vocab) = one.output::<f32>("logits").map(<[f32]>::len) else {
             return Err(RunError::failed("deriving the decoder", "the model gives no logits"));
         };
-        Ok(Generator { one, many, caches, context: axis.size, vocab, scratch: Vec::with_capacity(vocab) })
+        Ok(Generator { one, many, caches, context, vocab, scratch: Vec::with_capacity(vocab) })
     }
 
     /// The longest text that the model sees at once, in tokens.
     pub fn context(&self) -> u64 {
         self.context
-    }
-
-    /// What it takes besides the tensors.
-    pub fn own_bytes(&self, cpu: &Cpu) -> u64 {
-        self.one.own_bytes(cpu) + self.many.as_ref().map_or(0, |(many, _)| many.own_bytes(cpu))
     }
 
     /// Makes the weights, states and caches that are not there yet.
@@ -196,12 +230,12 @@ impl Generator {
 }
 
 /// The axis of `ids` that is not `batch`.
-fn sequence_axis(forward: &Graph) -> Result<Axis, RunError> {
+fn sequence_axis(forward: &Graph) -> Result<Axis, String> {
     let ids = forward.inputs().iter().find(|input| input.name.as_str() == "ids");
     let axes =
         ids.map(|ids| ids.ty.axes.iter().filter(|axis| axis.name.as_str() != "batch").cloned().collect::<Vec<_>>());
     match axes.as_deref() {
         Some([axis]) => Ok(axis.clone()),
-        _ => Err(RunError::failed("deriving the decoder", "the model does not read `ids` along one axis")),
+        _ => Err("it does not read `ids` along one axis".to_string()),
     }
 }

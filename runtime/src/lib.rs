@@ -10,6 +10,7 @@ pub mod event;
 pub mod generate;
 pub mod metrics;
 pub mod profile;
+pub mod programs;
 pub mod refuse;
 pub mod run;
 pub mod stage;

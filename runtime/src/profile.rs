@@ -96,7 +96,7 @@ pub fn profile(run: &mut Run<'_>, name: &str, spec: &TrainSpec, steps: u64) -> R
     let dataset = run.dataset_of(&spec.data)?;
     let Some(stage) = run.program.stage(name) else { mdl_graph::bug!("there is no stage `{name}`") };
     let failed = |what: &str, why: String| RunError::failed(format!("{what} `{name}`"), why);
-    let plan = run.plan(spec, stage)?;
+    let plan = run.programs(spec, stage)?.step;
     let mut step = Executable::of_plan(plan, &run.cpu)?;
     let fields = &dataset.facts.data.fields;
     let mut batcher = dataset.batcher("train", spec.batch as usize, Order::Shuffled)?;

@@ -12,16 +12,16 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
-use mdl_compiler::plan::Plan;
 use mdl_data::{Dataset, atomic};
 use mdl_lang::spec::{DataSpec, Program, Stage, StageKind, TrainSpec};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
-use crate::device::{Cpu, plan_step};
+use crate::device::Cpu;
 use crate::error::RunError;
 use crate::event::{Event, Observer};
+use crate::programs::{Programs, plan_stage};
 use crate::stage;
 
 /// Everything that stages share.
@@ -94,8 +94,8 @@ impl<'a> Run<'a> {
         }
         let began = Instant::now();
         // What the compiler refuses is told before anything is moved or written.
-        let plan = match &stage.kind {
-            StageKind::Train(spec) => Some(self.plan(spec, stage)?),
+        let programs = match &stage.kind {
+            StageKind::Train(spec) => Some(self.programs(spec, stage)?),
             StageKind::Data(_) | StageKind::Eval(_) => None,
         };
         if let Some(record) = found.filter(|record| record.hash != hash) {
@@ -113,8 +113,8 @@ impl<'a> Run<'a> {
                 self.observer.observe(Event::Data { stage: stage.name.clone(), summary });
             }
             StageKind::Train(spec) => {
-                if let Some(plan) = plan {
-                    stage::train::run(self, &stage.name, spec, hash, (plan, began))?;
+                if let Some(programs) = programs {
+                    stage::train::run(self, &stage.name, spec, hash, (programs, began))?;
                 }
             }
             StageKind::Eval(spec) => stage::eval::run(self, &stage.name, spec)?,
@@ -124,9 +124,9 @@ impl<'a> Run<'a> {
         Ok(())
     }
 
-    /// The plan of a train stage's step.
-    pub fn plan(&self, spec: &TrainSpec, stage: &Stage) -> Result<Plan, RunError> {
-        plan_step(spec, self.cpu.machine())
+    /// The plans of a train stage.
+    pub fn programs(&self, spec: &TrainSpec, stage: &Stage) -> Result<Programs, RunError> {
+        plan_stage(spec, self.cpu.machine())
             .map_err(|error| RunError::Recipe(Box::new(crate::refuse::refused(spec, stage.span, &error))))
     }
 

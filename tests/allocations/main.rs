@@ -10,7 +10,8 @@ use mdl_lang::check::{Imported, Problem, World};
 use mdl_lang::diag::{Sources, render};
 use mdl_lang::spec::{DataFacts, DataSpec, StageKind};
 use mdl_lang::syntax::ast::FileId;
-use mdl_runtime::device::{Cpu, Executable, Tensors, plan_step};
+use mdl_runtime::device::{Cpu, Executable, Tensors};
+use mdl_runtime::programs::plan_stage;
 
 /// The system's allocator, and how often it was asked.
 struct Counting;
@@ -66,7 +67,7 @@ fn asked(recipe: &str, args: &[(&str, &str)], threads: usize) -> Vec<u64> {
     };
     let dataset = mdl_data::prepare(data, &base, None).expect("the example's data is there");
     let cpu = Cpu::new(Some(threads)).expect("threads start");
-    let plan = plan_step(spec, cpu.machine()).expect("the example has a plan");
+    let plan = plan_stage(spec, cpu.machine()).expect("the example has a plan").step;
     let mut step = Executable::of_plan(plan, &cpu).expect("the example compiles");
     let mut batcher = dataset.batcher("train", spec.batch as usize, Order::Shuffled).expect("a batch");
     let fields = &dataset.facts.data.fields;

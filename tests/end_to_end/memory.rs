@@ -67,3 +67,51 @@ fn a_run_takes_what_its_plan_says() {
         std::fs::remove_dir_all(out).expect("the run's folder is there");
     }
 }
+
+/// What `check` tells is what a run plans, evaluations and samples included; and evaluations, too, take a batch in pieces.
+#[test]
+fn check_tells_of_every_program() {
+    let folder = Folder::new();
+    let text = "to be or not to be, that is the question; whether it is nobler in the mind to suffer\n";
+    folder.write("plays.txt", text.repeat(200));
+    let figures = |micro: u64| {
+        let recipe = format!(
+            r#"
+use std.models.Gpt
+axis t = 64, width = 32
+data plays {{ source = text("plays.txt"), tokenizer = chars(), window = t, split = (train: 50%, val: 50%) }}
+model gpt = Gpt[vocab: plays.vocab, context: t, width](heads: 2, layers: 2)
+train base {{
+  model = gpt, data = plays, objective = next_token, optimizer = adamw(lr: 1e-2), steps = 2, batch = 64, micro = {micro}
+  evaluate = every(2, on: plays.val), sample = every(2, prompt: "to ", new: 4)
+}}
+eval quality {{ of = base, on = plays.val }}
+"#
+        );
+        let path = folder.write(&format!("pieces{micro}.mdl"), recipe);
+        let path = path.to_str().expect("a path of ASCII");
+        let lines = |command: &str| -> Vec<serde_json::Value> {
+            let printed = succeed(&[command, path, "--json", "--threads", "2"]);
+            printed.lines().map(|line| serde_json::from_str(line).expect("a line of JSON")).collect()
+        };
+        let told = lines("check").into_iter().find(|line| line["stage"] == "base").expect("the stage is told of");
+        let ran = lines("run");
+        let compiled = ran.iter().find(|event| event["event"] == "compiled").expect("the step is compiled");
+        assert_eq!(told["peak_bytes"], compiled["peak_bytes"]);
+        let parts = told["bytes"].as_object().expect("parts").values();
+        assert_eq!(told["peak_bytes"].as_u64(), parts.map(serde_json::Value::as_u64).sum());
+        assert!(told["bytes"]["samples"].as_u64().is_some_and(|bytes| bytes > 0), "{told}");
+        let losses = ran.iter().filter(|event| event["event"] == "evaluated");
+        let losses: Vec<f64> = losses.filter_map(|event| event["values"]["loss"].as_f64()).collect();
+        (told, losses)
+    };
+    let ((whole, losses), (pieces, same)) = (figures(1), figures(16));
+    // With the whole batch, evaluations would take several times what a step in pieces does.
+    let part = |figures: &serde_json::Value, of: u64| figures["peak_bytes"].as_u64().map(|bytes| bytes / of);
+    assert!(pieces["bytes"]["evaluation"].as_u64() < part(&pieces, 4), "{pieces}");
+    assert!(pieces["peak_bytes"].as_u64() < part(&whole, 4), "{whole} {pieces}");
+    assert!(losses.len() == 2 && same.len() == 2, "{losses:?} {same:?}");
+    for (a, b) in losses.iter().zip(&same) {
+        assert!((a - b).abs() < 1e-4 * a.abs(), "{losses:?} {same:?}");
+    }
+}

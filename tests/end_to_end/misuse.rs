@@ -200,3 +200,41 @@ fn a_loss_that_is_no_number_names_step_and_operation() {
     // Within the copies of a block: the operation, its layer, and which copy.
     assert!(said.contains("in `blocks.attn` at `layer` = 0"), "{said}");
 }
+
+/// The loss of a step is that of the weights before it: what its own update spoils is seen when it would be saved.
+#[test]
+fn weights_that_are_no_numbers_are_not_saved() {
+    for (broken, what) in [("0.0", "NaN; the first operation that made one is `div`"), ("1.0", "infinite;")] {
+        let folder = Folder::new();
+        folder.write("corpus.txt", corpus());
+        let breaks =
+            format!("optimizer breaks(at: Int) {{\n  fn step(w, g, n) = w - 0.01 * g + {broken} / (n - at)\n}}\n");
+        let path = folder.write("recipe.mdl", breaks + &spoilt("adamw(lr: 1e-3)", "breaks(4)"));
+        let path = path.to_str().expect("ASCII");
+        for _ in 0..2 {
+            let output = run(&["run", path, "--quiet"]);
+            let said = String::from_utf8_lossy(&output.stderr).into_owned();
+            assert_eq!(output.status.code(), Some(3), "{said}");
+            assert!(said.contains("step 4 of `base`") && said.contains(&format!("`tokens.w` {what}")), "{said}");
+            assert!(said.contains("checkpoint of step 2 is whole"), "{said}");
+            let saved = |step: u64| folder.path(&format!("runs/recipe/base/checkpoints/step-{step}")).exists();
+            assert!(saved(2) && !saved(4));
+        }
+    }
+}
+
+#[test]
+fn samples_of_a_model_that_looks_ahead_are_refused() {
+    let recipe = "layer Both[vocab, context, width](heads: Int, layers: Int) {
+  tokens = Embedding[vocab -> width]()
+  fn call(ids: int[.., t]) -> [.., t, vocab] = {
+    let x = tokens(ids)
+    tokens.attend(x + mean[t](x))
+  }
+}
+"
+    .to_owned()
+        + &spoilt("Gpt[", "Both[").replace("steps     = 4", "steps     = 4\n  sample    = every(2, prompt: \"to\")");
+    let said = refused(recipe, corpus(), "E0223");
+    assert!(said.contains("sampled here"), "{said}");
+}

@@ -7,7 +7,8 @@ use mdl_graph::DType;
 use mdl_lang::check::{Imported, Problem, World};
 use mdl_lang::diag::{Sources, render};
 use mdl_lang::spec::{DataFacts, DataSpec, StageKind, TrainSpec};
-use mdl_runtime::device::{Cpu, Executable, Tensors, plan_step};
+use mdl_runtime::device::{Cpu, Executable, Tensors};
+use mdl_runtime::programs::plan_stage;
 use safetensors::SafeTensors;
 
 use super::*;
@@ -64,8 +65,8 @@ fn agrees(name: &str, model: &str) {
     let told: serde_json::Value = serde_json::from_str(&read(&fixture.join(format!("{name}.json")))).expect("JSON");
 
     let cpu = Cpu::new(Some(2)).expect("threads");
-    let mut step =
-        Executable::of_plan(plan_step(&spec, cpu.machine()).expect("the step is planned"), &cpu).expect("it compiles");
+    let programs = plan_stage(&spec, cpu.machine()).expect("the step is planned");
+    let mut step = Executable::of_plan(programs.step, &cpu).expect("it compiles");
     let mut tensors = Tensors::new();
     tensors.allocate(step.plan());
     for weight in &spec.weights {

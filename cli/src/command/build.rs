@@ -6,7 +6,8 @@ use mdl_compiler::pass::{PASSES, Pass, prepare_watched};
 use mdl_compiler::plan::{GroupReport, Report};
 use mdl_graph::Graph;
 use mdl_lang::diag::Diagnostic;
-use mdl_runtime::device::{Machine, options, plan_step};
+use mdl_runtime::device::{Machine, options};
+use mdl_runtime::programs::plan_stage;
 use mdl_runtime::refuse::refused;
 
 use super::{fail, given, loaded, train_stage};
@@ -90,7 +91,7 @@ fn text(
         "graph" if as_json => serde_json::to_string(&train_stage(loaded, stage)?.1.step).map_err(json),
         "graph" => Ok(train_stage(loaded, stage)?.1.step.to_string()),
         _ => {
-            let plan = plan_step(train_stage(loaded, stage)?.1, machine).map_err(step)?;
+            let plan = plan_stage(train_stage(loaded, stage)?.1, machine).map_err(step)?.step;
             match emit {
                 "fused" if as_json => serde_json::to_string(&plan.report.groups).map_err(json),
                 "kernels" if as_json => serde_json::to_string(&plan.kernels).map_err(json),

@@ -3,7 +3,8 @@
 use indicatif::HumanBytes;
 use mdl_compiler::plan::Plan;
 use mdl_lang::spec::{StageKind, TrainSpec};
-use mdl_runtime::device::{Machine, plan_step};
+use mdl_runtime::device::Machine;
+use mdl_runtime::programs::{Programs, plan_stage};
 use mdl_runtime::refuse;
 use serde_json::{Value, json};
 
@@ -24,9 +25,9 @@ pub(super) fn check(common: &Common, color: bool) -> u8 {
             }
             continue;
         };
-        match plan_step(spec, Machine::here(common.threads)) {
-            Ok(plan) if common.json => print_line(&as_json(&stage.name, spec, &plan).to_string()),
-            Ok(plan) if !common.quiet => print_line(&as_text(&stage.name, spec, &plan)),
+        match plan_stage(spec, Machine::here(common.threads)) {
+            Ok(programs) if common.json => print_line(&as_json(&stage.name, spec, &programs).to_string()),
+            Ok(programs) if !common.quiet => print_line(&as_text(&stage.name, spec, &programs)),
             Ok(_) => {}
             // The others are checked all the same.
             Err(error) => code = refused(&refuse::refused(spec, stage.span, &error), &loaded, common, color),
@@ -40,9 +41,15 @@ fn tokens(spec: &TrainSpec, plan: &Plan) -> u64 {
     plan.input("ids").map_or(spec.batch, |port| port.count())
 }
 
-fn as_text(name: &str, spec: &TrainSpec, plan: &Plan) -> String {
-    let report = &plan.report;
-    let per_token = report.flops as f64 / tokens(spec, plan).max(1) as f64;
+/// The bytes at the peak by what they are for. Evaluations and samples are beside the step: what they take more than it.
+fn parts(programs: &Programs) -> impl Iterator<Item = (&'static str, u64)> {
+    let step = programs.step.report.bytes.iter().map(|(category, bytes)| (category.name(), *bytes));
+    step.chain([("evaluation", programs.memory.evaluation), ("samples", programs.memory.samples)])
+}
+
+fn as_text(name: &str, spec: &TrainSpec, programs: &Programs) -> String {
+    let report = &programs.step.report;
+    let per_token = report.flops as f64 / tokens(spec, &programs.step).max(1) as f64;
     let mut text = format!("train {name}: ok\n");
     text.push_str(&format!("  parameters   {}\n", report.parameters));
     text.push_str(&format!(
@@ -50,20 +57,20 @@ fn as_text(name: &str, spec: &TrainSpec, plan: &Plan) -> String {
         per_token / 1e6,
         report.flops as f64 / 1e9
     ));
-    text.push_str(&format!("  peak memory  {}\n", HumanBytes(report.peak_bytes)));
-    for (category, bytes) in report.bytes.iter().filter(|(_, bytes)| *bytes > 0) {
-        text.push_str(&format!("    {category:<12} {}\n", HumanBytes(*bytes)));
+    text.push_str(&format!("  peak memory  {}\n", HumanBytes(programs.memory.peak_bytes())));
+    for (part, bytes) in parts(programs).filter(|(_, bytes)| *bytes > 0) {
+        text.push_str(&format!("    {part:<12} {}\n", HumanBytes(bytes)));
     }
     text.trim_end().to_string()
 }
 
-fn as_json(name: &str, spec: &TrainSpec, plan: &Plan) -> Value {
-    let report = &plan.report;
+fn as_json(name: &str, spec: &TrainSpec, programs: &Programs) -> Value {
+    let report = &programs.step.report;
     let bytes: serde_json::Map<String, Value> =
-        report.bytes.iter().map(|(category, bytes)| (category.name().to_string(), json!(bytes))).collect();
+        parts(programs).map(|(part, bytes)| (part.to_string(), json!(bytes))).collect();
     json!({
         "stage": name, "parameters": report.parameters, "flops": report.flops,
-        "flops_per_token": report.flops as f64 / tokens(spec, plan).max(1) as f64,
-        "peak_bytes": report.peak_bytes, "bytes": bytes,
+        "flops_per_token": report.flops as f64 / tokens(spec, &programs.step).max(1) as f64,
+        "peak_bytes": programs.memory.peak_bytes(), "bytes": bytes,
     })
 }

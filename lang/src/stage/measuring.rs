@@ -4,6 +4,7 @@
 use mdl_graph::{Axis, AxisSet, Graph, InputKind, Name, NodeId, Role, Type};
 
 use crate::check::{Args, Stored, StoredId, StoredKind, Value};
+use crate::decode::decode;
 use crate::diag::{Code, Diagnostic};
 use crate::spec::{DataFacts, Read};
 use crate::syntax::ast::Span;
@@ -83,6 +84,17 @@ impl Context<'_> {
         self.elab.graph().output_as("logits", Role::Value, logits);
         let graph = self.elab.finish();
         Some(as_kept(&graph, trained))
+    }
+
+    /// Whether samples can be written with a model, a position after the other.
+    pub(crate) fn is_decoded(&mut self, forward: &Graph, span: Span) -> Option<()> {
+        let ids = forward.inputs().iter().find(|input| input.name.as_str() == "ids")?;
+        let axis = ids.ty.axes.iter().find(|axis| axis.name.as_str() != BATCH)?.clone();
+        let error = decode(forward, &axis, 1).err();
+        let Some(error) = error else { return Some(()) };
+        let message = format!("the model has no decoder along `{}`: {}", axis.name, error.message);
+        self.report(Diagnostic::error(Code::E0223, message).label(error.span, "here").label(span, "sampled here"));
+        None
     }
 
     /// What a graph reads of other stages, each tensor once. Weights of a model that no stage trains are a mistake: nothing

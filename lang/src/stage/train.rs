@@ -9,12 +9,12 @@ use crate::diag::{Code, Diagnostic};
 use crate::spec::{Budget, DataFacts, Evaluate, Form, Precision, Read, Sample, Save, TrainSpec};
 use crate::syntax::ast::{Expr, Span};
 
+use super::Block;
 use super::context::{Context, TrainEntry, Trained};
 use super::fields::{Fields, match_fields};
 use super::parts::OBJECTIVE;
 use super::read::{self, Compute, Count};
 use super::schema::{FieldRow, MANY, Need, Takes};
-use super::{Block, graph_span};
 
 /// The part of the data that training learns from.
 const PART: &str = "train";
@@ -153,6 +153,9 @@ impl Context<'_> {
             );
             return None;
         }
+        if let (Some(_), Some(forward)) = (&numbers.sample, &forward) {
+            self.is_decoded(forward, fields.span("sample").unwrap_or(block.span))?;
+        }
         let spec = TrainSpec {
             data,
             weights: graphs.weights,
@@ -245,7 +248,7 @@ impl Context<'_> {
         };
         let clip = optional(fields, "clip", |row, expr| read::number(self, row, expr));
         let memory = optional(fields, "memory", |row, expr| {
-            Some(Budget { bytes: read::bytes(self, row, expr)?, span: graph_span(expr.span) })
+            Some(Budget { bytes: read::bytes(self, row, expr)?, span: expr.span })
         });
         let evaluate = optional(fields, "evaluate", |row, expr| self.every_evaluate(row, expr, data));
         let save = optional(fields, "save", |row, expr| self.every_save(row, expr));

@@ -3,15 +3,16 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use mdl_compiler::plan::Plan;
 use mdl_data::{Batcher, Dataset, Order};
-use mdl_graph::Graph;
 use mdl_lang::spec::{EvalSpec, Finish, Metric, StageKind};
 use serde_json::{Map, Value, json};
 
 use crate::checkpoint;
-use crate::device::{Executable, Tensors};
+use crate::device::{BuildError, Executable, Tensors};
 use crate::error::RunError;
 use crate::event::Event;
+use crate::programs::plan_eval;
 use crate::run::{Run, write_file};
 use crate::stage::train;
 
@@ -27,13 +28,12 @@ pub struct Evaluation {
 impl Evaluation {
     pub fn new(
         run: &Run<'_>,
-        graph: &Graph,
+        plan: Plan,
         dataset: Arc<Dataset>,
         part: &str,
         batch: u64,
-        orders: &train::Orders,
     ) -> Result<Evaluation, RunError> {
-        let executable = Executable::new(graph, orders, &run.cpu)?;
+        let executable = Executable::of_plan(plan, &run.cpu)?;
         let mut batcher = dataset.batcher(part, batch as usize, Order::InOrder)?;
         executable.lay_out(&mut batcher, &dataset.facts.data.fields);
         let names = executable.plan().io.outputs.iter().map(|port| port.name.to_string()).collect();
@@ -97,9 +97,8 @@ pub fn run(run: &mut Run<'_>, name: &str, spec: &EvalSpec) -> Result<(), RunErro
         mdl_graph::bug!("`{}` is no train stage", spec.of);
     };
     let dataset = run.dataset_of(&spec.data)?;
-    let mut orders = train::orders(of);
-    orders.extend(train::orders_of(&spec.reads));
-    let mut evaluation = Evaluation::new(run, &spec.graph, Arc::clone(&dataset), &spec.part, spec.batch, &orders)?;
+    let (plan, _) = plan_eval(spec, of, run.cpu.machine()).map_err(|error| BuildError(error.to_string()))?;
+    let mut evaluation = Evaluation::new(run, plan, Arc::clone(&dataset), &spec.part, spec.batch)?;
     let mut tensors = Tensors::new();
     tensors.allocate(evaluation.executable.plan());
     let folder = run.folder(&spec.of).join("checkpoints");

@@ -9,9 +9,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Instant;
 
-use mdl_compiler::plan::Plan;
 use mdl_data::{Batcher, Dataset, Filled, Order};
-use mdl_graph::{InputKind, Name};
+use mdl_graph::{Graph, InputId, InputKind, Name, Output, Role};
 use mdl_lang::spec::{Read, Sample, TrainSpec};
 
 use crate::checkpoint::{self, Checkpoint, TensorView};
@@ -20,6 +19,7 @@ use crate::error::RunError;
 use crate::event::{Event, Step};
 use crate::generate::{Choice, Generator};
 use crate::metrics::{Evaluations, Log};
+use crate::programs::Programs;
 use crate::run::Run;
 use crate::stage::eval::Evaluation;
 
@@ -62,16 +62,16 @@ pub fn load_reads(run: &Run<'_>, reads: &[Read], tensors: &mut Tensors) -> Resul
     Ok(())
 }
 
-/// Trains, from the last checkpoint if there is one of the same recipe. `plan` is that of the step; `began`, when it was begun.
+/// Trains, from the last checkpoint if there is one of the same recipe. `began` is when its programs were begun to be planned.
 pub fn run(
     run: &mut Run<'_>,
     name: &str,
     spec: &TrainSpec,
     hash: &str,
-    (plan, began): (Plan, Instant),
+    (programs, began): (Programs, Instant),
 ) -> Result<(), RunError> {
     let dataset = run.dataset_of(&spec.data)?;
-    let mut training = Training::new(run, name, spec, hash, dataset, (plan, began))?;
+    let mut training = Training::new(run, name, spec, hash, dataset, (programs, began))?;
     training.start(run)?;
     training.go_on(run)
 }
@@ -106,20 +106,20 @@ impl<'a> Training<'a> {
         spec: &'a TrainSpec,
         hash: &'a str,
         dataset: Arc<Dataset>,
-        (plan, began): (Plan, Instant),
+        (programs, began): (Programs, Instant),
     ) -> Result<Training<'a>, RunError> {
         let orders = orders(spec);
-        let mut step = Executable::of_plan(plan, &run.cpu)?;
+        let mut step = Executable::of_plan(programs.step, &run.cpu)?;
         let mut batcher = dataset.batcher("train", spec.batch as usize, Order::Shuffled)?;
         step.lay_out(&mut batcher, &dataset.facts.data.fields);
-        let mut evaluation = match &spec.evaluate {
-            Some(evaluate) => {
-                Some(Evaluation::new(run, &evaluate.graph, Arc::clone(&dataset), &evaluate.part, spec.batch, &orders)?)
+        let mut evaluation = match (&spec.evaluate, programs.evaluation) {
+            (Some(evaluate), Some(plan)) => {
+                Some(Evaluation::new(run, plan, Arc::clone(&dataset), &evaluate.part, spec.batch)?)
             }
-            None => None,
+            _ => None,
         };
-        let generator = match (&spec.sample, &spec.forward) {
-            (Some(sample), Some(forward)) => Some((Generator::new(forward, &orders, &run.cpu)?, sample)),
+        let generator = match (&spec.sample, programs.decoders) {
+            (Some(sample), Some(plans)) => Some((Generator::of_plans(plans, &run.cpu)?, sample)),
             _ => None,
         };
         let mut tensors = Tensors::new();
@@ -131,9 +131,7 @@ impl<'a> Training<'a> {
         if let Some((generator, _)) = &generator {
             generator.allocate(&mut tensors);
         }
-        let beside = evaluation.as_mut().map_or(0, |evaluation| evaluation.executable().own_bytes(&run.cpu))
-            + generator.as_ref().map_or(0, |(generator, _)| generator.own_bytes(&run.cpu));
-        let peak_bytes = tensors.bytes() + step.own_bytes(&run.cpu) + beside;
+        let peak_bytes = programs.memory.peak_bytes();
         let known = ["loss", "lr", "grad_norm"];
         let outputs = step.plan().io.outputs.iter().map(|port| port.name.to_string());
         let metrics = outputs.filter(|output| !known.contains(&output.as_str())).collect();
@@ -303,11 +301,15 @@ impl<'a> Training<'a> {
         Ok(())
     }
 
+    /// Writes a checkpoint, unless the last update left in the weights what no step could go on from: then the one before stays.
     fn save(&mut self, run: &mut Run<'_>) -> Result<std::path::PathBuf, RunError> {
         let home = self.checkpoints(run);
         let path = home.join(format!("step-{}", self.done));
         if self.saved == Some(self.done) {
             return Ok(path);
+        }
+        if let Some(spoilt) = nan::spoilt(self) {
+            return Err(nan::refuse(self, spoilt, run));
         }
         let view = |name: &Name| match self.tensors.get(name.as_str()) {
             Some(tensor) => TensorView {
@@ -347,7 +349,7 @@ pub fn initialize(
     tensors: &mut Tensors,
     run: &Run<'_>,
 ) -> Result<(), RunError> {
-    let mut init = Executable::new(&spec.init, orders, &run.cpu)?;
+    let mut init = Executable::new(&in_place(spec), orders, &run.cpu)?;
     init.set_scalar("seed", seed as i32);
     init.set_scalar("step", 0);
     let own: Vec<Name> = spec.reads.iter().map(|read| read.input.clone()).collect();
@@ -355,15 +357,25 @@ pub fn initialize(
     tensors.allocate(init.plan());
     load_reads(run, &spec.reads, tensors)?;
     init.run(tensors, &run.cpu);
-    let names = spec.weights.iter().map(|weight| &weight.path).chain(spec.states.iter().map(|state| &state.name));
-    for name in names {
-        init.output_to(name.as_str(), tensors);
-    }
     // What only the first values are made of is not kept.
     for name in own.iter().filter(|name| !before.contains(name)) {
         tensors.remove(name.as_str());
     }
     Ok(())
+}
+
+/// The graph of the first values, each of which is written straight to where it is kept: together they take as much as a stage keeps.
+fn in_place(spec: &TrainSpec) -> Graph {
+    let mut graph = spec.init.clone();
+    let mut outputs = graph.outputs().to_vec();
+    for Output { name, role, node } in &mut outputs {
+        let is_weight = spec.weights.iter().any(|weight| weight.path == *name);
+        let kind = if is_weight { InputKind::Weight } else { InputKind::State };
+        *role = Role::Next(InputId(graph.inputs().len() as u32));
+        graph.input(name.clone(), kind, graph.ty(*node).clone());
+    }
+    graph.set_outputs(outputs);
+    graph
 }
 
 /// Reads the weights and states that are in memory, caches of decoders and the like apart.

@@ -1,13 +1,15 @@
-//! A loss that is no number: which step, and the first operation that made it.
+//! A loss or a weight that is no number: which step, and the first operation that made it.
 //!
 //! The step has already written over the weights, so they are made again: from the last checkpoint, step by step, which gives
 //! the same bits. Then the reference interpreter runs the step, node by node.
+
+use std::cmp::Ordering;
 
 use mdl_compiler::pass::{Options, prepare};
 use mdl_compiler::reference::{self, Tensor};
 use mdl_graph::{DType, InputKind, Name};
 
-use super::Training;
+use super::{Training, kept_states};
 use crate::checkpoint;
 use crate::device::Tensor as Kept;
 use crate::error::RunError;
@@ -24,6 +26,43 @@ pub(super) fn explain(training: &mut Training<'_>, run: &mut Run<'_>) -> RunErro
         Some(place) => RunError::failed(doing, format!("the loss is NaN; {place}; {next}")),
         None => RunError::failed(doing, format!("the loss is NaN; {next}")),
     }
+}
+
+/// A weight or a state that must not be saved, and what is wrong with it.
+pub(super) struct Spoilt {
+    name: Name,
+    what: &'static str,
+}
+
+/// The first weight that holds a NaN or an infinity, or state that holds a NaN: a state may be infinite, as the least of what was
+/// seen is at first.
+pub(super) fn spoilt(training: &Training<'_>) -> Option<Spoilt> {
+    let weights = training.spec.weights.iter().map(|weight| (weight.path.clone(), true));
+    let states = kept_states(training.spec, &training.step).into_iter().map(|state| (state, false));
+    weights.chain(states).find_map(|(name, is_weight)| {
+        let tensor = training.tensors.get(name.as_str())?;
+        let what = match worst(tensor) {
+            Ordering::Greater => "NaN",
+            Ordering::Equal if is_weight => "infinite",
+            _ => return None,
+        };
+        Some(Spoilt { name, what })
+    })
+}
+
+/// Why nothing is saved.
+pub(super) fn refuse(training: &mut Training<'_>, spoilt: Spoilt, run: &mut Run<'_>) -> RunError {
+    let Spoilt { name, what } = spoilt;
+    let doing = format!("step {} of `{}`", training.done, training.name);
+    let can_look = what == "NaN" && training.step.plan().report.flops <= MOST_FLOPS;
+    let place = if can_look { find(training, run) } else { None };
+    let place = place.map_or(String::new(), |place| format!("; {place}"));
+    let kept = match checkpoint::latest(&training.checkpoints(run)) {
+        Ok(Some(found)) => format!("nothing was saved of it, and the checkpoint of step {} is whole", found.step),
+        _ => "nothing was saved of it".to_string(),
+    };
+    let next = "lower the learning rate, clip the gradient, or look at the data of this step";
+    RunError::failed(doing, format!("its update made `{name}` {what}{place}; {kept}; {next}"))
 }
 
 /// Goes back to the weights before the step that made the first NaN, and says what made it.
@@ -61,8 +100,28 @@ fn replay(training: &mut Training<'_>, run: &mut Run<'_>, to: u64) -> Option<u64
 }
 
 fn has_nan(tensor: &Kept) -> bool {
-    let (words, _) = tensor.data.bytes().as_chunks::<4>();
-    tensor.dtype == DType::F32 && words.iter().any(|word| f32::from_le_bytes(*word).is_nan())
+    worst(tensor) == Ordering::Greater
+}
+
+/// The element of largest magnitude beside infinity: above it are the NaN. As integers without their signs floats have this order,
+/// and finding the largest takes a pass at the speed of memory, a small part of what writing a checkpoint takes.
+fn worst(tensor: &Kept) -> Ordering {
+    let bytes = tensor.data.bytes();
+    match tensor.dtype {
+        DType::F64 => {
+            let words = bytes.as_chunks::<8>().0.iter().map(|word| u64::from_le_bytes(*word) & (u64::MAX >> 1));
+            words.max().unwrap_or(0).cmp(&f64::INFINITY.to_bits())
+        }
+        DType::F32 => {
+            let words = bytes.as_chunks::<4>().0.iter().map(|word| u32::from_le_bytes(*word) & (u32::MAX >> 1));
+            words.max().unwrap_or(0).cmp(&f32::INFINITY.to_bits())
+        }
+        DType::BF16 | DType::F16 => {
+            let words = bytes.as_chunks::<2>().0.iter().map(|word| u16::from_le_bytes(*word) & (u16::MAX >> 1));
+            words.max().unwrap_or(0).cmp(if tensor.dtype == DType::BF16 { &0x7f80 } else { &0x7c00 })
+        }
+        _ => Ordering::Less,
+    }
 }
 
 fn place(training: &mut Training<'_>) -> Option<String> {
