@@ -268,9 +268,14 @@ impl<'a> Walk<'a> {
         let index = self.positions(&along);
         let index = self.to.rename(index, spot.clone());
         let rows = self.to.rename(rows, spot);
-        let keep = self.rows.pos.names().cloned().collect();
-        let scatter = Op::Scatter { axis: axis.clone(), keep, kind: ScatterKind::Put };
-        let put = self.to.add(scatter, &[rows, index]);
+        // One row is the same wherever it is put, and only one place takes it: a map over the cache.
+        let put = if self.rows.count == 1 {
+            self.to.sum(rows, [Name::from("spot~")])
+        } else {
+            let keep = self.rows.pos.names().cloned().collect();
+            let scatter = Op::Scatter { axis: axis.clone(), keep, kind: ScatterKind::Put };
+            self.to.add(scatter, &[rows, index])
+        };
         // New are the positions from `pos` to `pos + rows`.
         let all = self.to.iota(axis);
         let count = self.to.constant(self.rows.count as f64, DType::I32);

@@ -91,6 +91,27 @@ fn base_name(name: &Name) -> (Name, usize) {
     (Name::from(base), name.as_str().len() - base.len())
 }
 
+/// One order of all names in which each of these orders finds its own, as far as they agree: kernels go over a weight as it lies. Of the
+/// names that nothing stands before, the one that was seen first comes first.
+fn merged(orders: &[&Vec<Name>]) -> Vec<Name> {
+    let mut left: Vec<&Name> = Vec::new();
+    for name in orders.iter().copied().flatten() {
+        if !left.contains(&name) {
+            left.push(name);
+        }
+    }
+    let pairs: Vec<(&Name, &Name)> =
+        orders.iter().flat_map(|order| order.windows(2)).map(|pair| (&pair[0], &pair[1])).collect();
+    let mut kept = Vec::with_capacity(left.len());
+    while !left.is_empty() {
+        let waits = |name: &Name| pairs.iter().any(|(before, after)| *after == name && left.contains(before));
+        // Where two weights disagree, every name of them waits for another.
+        let next = left.iter().position(|name| !waits(name)).unwrap_or(0);
+        kept.push(left.remove(next).clone());
+    }
+    kept
+}
+
 impl Ranks {
     /// `orders` are those in which weights are kept, where somebody has chosen.
     pub(crate) fn of(graph: &Graph, orders: &BTreeMap<Name, Vec<Name>>) -> Ranks {
@@ -105,27 +126,9 @@ impl Ranks {
         batch.sort_by_key(|(name, count)| (std::cmp::Reverse(*count), (*name).clone()));
         ranks.batch = batch.into_iter().enumerate().map(|(at, (name, _))| (name.clone(), at)).collect();
         ranks.collect(graph);
-        for input in graph.inputs().iter().filter(|input| input.kind == InputKind::Weight) {
-            if let Some(order) = orders.get(&input.name) {
-                ranks.keep(order);
-            }
-        }
+        let weights = graph.inputs().iter().filter(|input| input.kind == InputKind::Weight);
+        ranks.kept = merged(&weights.filter_map(|input| orders.get(&input.name)).collect::<Vec<_>>());
         ranks
-    }
-
-    /// Takes the order of one weight into the order of all: what is new stands beside its neighbour.
-    fn keep(&mut self, order: &[Name]) {
-        let place = |kept: &[Name], name: &Name| kept.iter().position(|other| other == name);
-        let mut at = order.iter().find_map(|name| place(&self.kept, name)).unwrap_or(self.kept.len());
-        for name in order {
-            at = match place(&self.kept, name) {
-                Some(present) => present + 1,
-                None => {
-                    self.kept.insert(at, name.clone());
-                    at + 1
-                }
-            };
-        }
     }
 
     fn collect(&mut self, graph: &Graph) {
@@ -240,6 +243,15 @@ mod tests {
         let orders = BTreeMap::from([(Name::from("w"), ["z", "width", "a"].map(Name::from).to_vec())]);
         let ranks = Ranks::of(&graph, &orders);
         assert_eq!(text(&ranks.order(&set(&[("width", 6), ("a", 2), ("z", 3), ("b", 1)]))), "z width a b");
+        // An embedding ends in the axis that a later product ends in too; what that one begins with comes before.
+        let all = [&["from", "to"][..], &["layer", "hidden", "to"], &["layer", "from", "hidden"]];
+        let all: Vec<Vec<Name>> =
+            all.iter().map(|order| order.iter().map(|name| Name::from(*name)).collect()).collect();
+        let names = |kept: Vec<Name>| kept.iter().map(Name::as_str).collect::<Vec<_>>().join(" ");
+        assert_eq!(names(merged(&all.iter().collect::<Vec<_>>())), "layer from hidden to");
+        // Two that disagree: one of them has its way.
+        let (one, other) = (vec![Name::from("a"), Name::from("b")], vec![Name::from("b"), Name::from("a")]);
+        assert_eq!(names(merged(&[&one, &other])), "a b");
     }
 
     #[test]
