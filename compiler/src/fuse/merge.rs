@@ -202,7 +202,8 @@ impl State<'_, '_> {
                 Ordering::Greater => drop(other.next()),
                 Ordering::Equal => {
                     bytes += 2 * self.body.graph.ty(**x).size_bytes();
-                    (one.next(), other.next());
+                    one.next();
+                    other.next();
                 }
             }
         }

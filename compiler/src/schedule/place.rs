@@ -1,7 +1,7 @@
 //! Offsets in the arena: buffers whose lifetimes meet do not overlap, and the whole is small.
 //!
 //! Greedy: the largest buffer first, each at the lowest gap that holds it (Pisarchyk and Lee 2020, arXiv:2001.03288). The order of
-//! first use is tried too. The better of the two orders is then improved: what ends highest is placed earlier, as long as that helps.
+//! first use is tried too, and the smaller of the two results is taken.
 //!
 //! What a loop stacks comes to life slice by slice, and what it scans is done with slice by slice. So the gradients that a backward loop
 //! stacks may move into what the forward loop saved as that is read: lifetimes are those of slices, offsets those of whole buffers.
@@ -101,150 +101,83 @@ pub(super) struct Placed {
 pub(super) fn place(spans: &[Span]) -> Placed {
     let live = most_live(spans);
     let bound = live.iter().sum();
-    let apart = Apart::new(spans);
-    let mut order: Vec<usize> = (0..spans.len()).filter(|at| spans[*at].bytes > 0).collect();
+    let mut order: Vec<usize> = (0..spans.len()).collect();
+    order.sort_by_key(|at| (std::cmp::Reverse(spans[*at].bytes), spans[*at].first, *at));
+    let by_size = greedy(spans, &order);
     order.sort_by_key(|at| (spans[*at].first, std::cmp::Reverse(spans[*at].bytes), *at));
-    let by_time = greedy(spans, &apart, &order);
-    let by_size_order = {
-        let mut order = order.clone();
-        order.sort_by_key(|at| (std::cmp::Reverse(spans[*at].bytes), spans[*at].first, *at));
-        order
-    };
-    let by_size = greedy(spans, &apart, &by_size_order);
-    let (offsets, bytes) = if by_time.1 < by_size.1 {
-        improve(spans, &apart, order, by_time, bound)
-    } else {
-        improve(spans, &apart, by_size_order, by_size, bound)
-    };
+    let by_time = greedy(spans, &order);
+    let (offsets, bytes) = if by_time.1 < by_size.1 { by_time } else { by_size };
     Placed { offsets, bytes, bound, live }
-}
-
-/// Attempts to improve an order, and how many pairs of buffers may be looked at in all of them: about 50 ms.
-const ATTEMPTS: u64 = 200;
-const PAIRS: u64 = 1 << 23;
-/// With more buffers the table of pairs would be larger than it is worth, and no order is improved.
-const MOST_IN_TABLE: usize = 1024;
-
-/// Places what ends highest earlier, at a place drawn anew each time, and keeps what is no worse.
-fn improve(
-    spans: &[Span],
-    apart: &Apart<'_>,
-    mut order: Vec<usize>,
-    start: (Vec<u64>, u64),
-    bound: u64,
-) -> (Vec<u64>, u64) {
-    let mut best = start;
-    let mut state = 0x9e37_79b9_7f4a_7c15u64;
-    let pairs = (order.len() as u64).pow(2).max(1);
-    let attempts = if apart.table.is_empty() { 0 } else { ATTEMPTS.min(PAIRS / pairs) };
-    for _ in 0..attempts {
-        if best.1 <= bound + bound / 256 {
-            break;
-        }
-        let end = |at: usize| best.0[at] + aligned(spans[at].bytes);
-        let Some(top) = order.iter().position(|at| end(*at) == best.1) else { break };
-        // A linear congruential generator: the same plan everywhere.
-        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        let to = ((state >> 33) % (top as u64 + 1)) as usize;
-        let mut other = order.clone();
-        let moved = other.remove(top);
-        other.insert(to, moved);
-        let tried = greedy(spans, apart, &other);
-        if tried.1 <= best.1 {
-            (order, best) = (other, tried);
-        }
-    }
-    best
 }
 
 fn aligned(bytes: u64) -> u64 {
     bytes.next_multiple_of(ALIGN_BYTES)
 }
 
-/// Where one buffer may not begin, as seen from where another does.
-struct Apart<'s> {
-    spans: &'s [Span],
-    lives: Vec<Vec<[Option<Life>; 3]>>,
-    /// For all pairs, if they are few enough.
-    table: Vec<Vec<(i64, i64)>>,
-}
-
-impl<'s> Apart<'s> {
-    fn new(spans: &'s [Span]) -> Apart<'s> {
-        let lives = spans
-            .iter()
-            .map(|span| {
-                let slices = span.slices();
-                (0..slices).map(|slice| span.lives(slices, slice)).collect()
-            })
-            .collect();
-        let mut apart = Apart { spans, lives, table: Vec::new() };
-        if spans.len() <= MOST_IN_TABLE {
-            let n = spans.len();
-            apart.table = (0..n * n).map(|pair| apart.between(pair / n, pair % n)).collect();
-        }
-        apart
-    }
-
-    /// Buffer `at` may not begin strictly between these, counted from where `other` begins.
-    fn between(&self, at: usize, other: usize) -> Vec<(i64, i64)> {
-        let (span, placed) = (&self.spans[at], &self.spans[other]);
-        if at == other || placed.first > span.last || span.first > placed.last {
-            return Vec::new();
-        }
-        let (own, theirs) = (&self.lives[at], &self.lives[other]);
-        let (size, their_size) = ((span.bytes / own.len() as u64) as i64, (placed.bytes / theirs.len() as u64) as i64);
-        let mut taken: Vec<(i64, i64)> = Vec::new();
-        for (i, own) in (0i64..).zip(own) {
-            // The slices of a run leave one gap.
-            let mut is_run = false;
-            for (j, theirs) in (0i64..).zip(theirs) {
-                let meet = own.iter().flatten().any(|life| theirs.iter().flatten().any(|other| life.meets(other)));
-                let (start, end) = (j * their_size - (i + 1) * size, (j + 1) * their_size - i * size);
-                match taken.last_mut() {
-                    Some(last) if meet && is_run => last.1 = end,
-                    _ if meet => taken.push((start, end)),
-                    _ => {}
-                }
-                is_run = meet;
-            }
-        }
-        taken
-    }
-
-    /// Gives each such range for buffer `at` to `take`.
-    fn each(&self, at: usize, other: usize, take: &mut dyn FnMut((i64, i64))) {
-        match self.table.get(at * self.spans.len() + other) {
-            Some(ranges) => ranges.iter().copied().for_each(take),
-            None => self.between(at, other).into_iter().for_each(take),
-        }
-    }
-}
-
-fn greedy(spans: &[Span], apart: &Apart<'_>, order: &[usize]) -> (Vec<u64>, u64) {
+fn greedy(spans: &[Span], order: &[usize]) -> (Vec<u64>, u64) {
+    let lives: Vec<Vec<[Option<Life>; 3]>> = spans
+        .iter()
+        .map(|span| {
+            let slices = span.slices();
+            (0..slices).map(|slice| span.lives(slices, slice)).collect()
+        })
+        .collect();
     let mut offsets = vec![0; spans.len()];
+    let mut placed: Vec<usize> = Vec::with_capacity(spans.len());
     let mut total = 0;
-    let mut taken: Vec<(i64, i64)> = Vec::new();
-    for (k, at) in order.iter().enumerate() {
-        taken.clear();
-        for other in &order[..k] {
-            let offset = offsets[*other] as i64;
-            apart.each(*at, *other, &mut |(start, end)| taken.push((offset + start, offset + end)));
+    for at in order {
+        let span = &spans[*at];
+        if span.bytes == 0 {
+            continue;
+        }
+        // Where it may not begin: strictly between these.
+        let mut taken: Vec<(i64, i64)> = Vec::new();
+        for other in placed.iter().copied() {
+            if spans[other].first > span.last || span.first > spans[other].last {
+                continue;
+            }
+            let (own, theirs) = (&lives[*at], &lives[other]);
+            let (size, their_size) = (span.bytes / own.len() as u64, spans[other].bytes / theirs.len() as u64);
+            for (i, own) in own.iter().enumerate() {
+                // The slices of a run leave one gap.
+                let mut run: Option<(u64, u64)> = None;
+                for (j, theirs) in theirs.iter().enumerate() {
+                    let meet = own.iter().flatten().any(|life| theirs.iter().flatten().any(|other| life.meets(other)));
+                    let (start, end) = (j as u64 * their_size, (j as u64 + 1) * their_size);
+                    match (&mut run, meet) {
+                        (Some((_, to)), true) => *to = end,
+                        (None, true) => run = Some((start, end)),
+                        (Some(done), false) => {
+                            taken.push(between(*done, offsets[other], i as u64, size));
+                            run = None;
+                        }
+                        (None, false) => {}
+                    }
+                }
+                taken.extend(run.map(|run| between(run, offsets[other], i as u64, size)));
+            }
         }
         taken.sort_unstable();
         let mut offset = 0;
-        for (start, end) in &taken {
-            if *start >= offset as i64 {
+        for (start, end) in taken {
+            if start >= offset as i64 {
                 break;
             }
-            if *end > offset as i64 {
-                offset = aligned(*end as u64);
+            if end > offset as i64 {
+                offset = aligned(end as u64);
             }
         }
         offsets[*at] = offset;
-        total = total.max(offset + aligned(spans[*at].bytes));
+        total = total.max(offset + aligned(span.bytes));
+        placed.push(*at);
     }
     (offsets, total)
+}
+
+/// The offsets at which slice `at` of this size would meet the bytes `run` of a buffer: strictly between the two.
+fn between(run: (u64, u64), offset: u64, at: u64, size: u64) -> (i64, i64) {
+    let (start, end) = ((offset + run.0) as i64, (offset + run.1) as i64);
+    (start - (at as i64 + 1) * size as i64, end - at as i64 * size as i64)
 }
 
 /// The bytes of each buffer that are live when the most are.
