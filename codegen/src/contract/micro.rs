@@ -72,7 +72,7 @@ impl Micro {
         for row in (0..height).step_by(self.columns.len()) {
             let rows = (height - row).min(self.columns.len());
             // SAFETY: the caller's promise.
-            unsafe { self.columns[rows - 1][usize::from(!half)](depth, a.add(row), step, b, to.from_row(row)) };
+            unsafe { self.columns[rows - 1][usize::from(!half)](depth, a.add(row), step, b, to.below(row)) };
         }
     }
 
@@ -84,7 +84,7 @@ impl Micro {
         for (at, some) in heads.chunks(self.rows.len()).enumerate() {
             let mut heads = [std::ptr::null::<f32>(); PANEL_ROWS];
             heads[..some.len()].copy_from_slice(some);
-            let to = to.from_row(at * self.rows.len());
+            let to = to.below(at * self.rows.len());
             // SAFETY: the caller's promise.
             unsafe { self.rows[some.len() - 1][usize::from(!half)](depth, &heads, b, to) };
         }
@@ -92,7 +92,7 @@ impl Micro {
 }
 
 impl Tile {
-    fn from_row(self, row: usize) -> Tile {
+    fn below(self, row: usize) -> Tile {
         Tile { to: self.to.wrapping_add(row * self.length), ..self }
     }
 }
