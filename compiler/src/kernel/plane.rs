@@ -190,6 +190,7 @@ mod tests {
     #[test]
     fn a_window_leaves_what_is_too_far_back() {
         assert_eq!(causal(Some(3), 1, 12).seen(4, 2), [(0, 4), (2, 8), (6, 12)]);
-        assert_eq!(causal(Some(0), 1, 4).seen(2, 1), [(0, 1), (0, 1)]);
+        // Where nothing is seen at all, a block is left.
+        assert_eq!(causal(Some(-20), 1, 4).seen(2, 1), [(0, 1), (0, 1)]);
     }
 }
