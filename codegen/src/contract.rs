@@ -84,11 +84,12 @@ struct Blocks {
 }
 
 impl Blocks {
-    fn of(m: usize, n: usize, k: usize, panel: usize) -> Blocks {
+    fn of(m: usize, n: usize, k: usize, panel: usize, dtype: DType) -> Blocks {
         let equal = |length: usize, most: usize| length.div_ceil(length.div_ceil(most).max(1)).max(1);
         let kept = equal(n, KEPT_COLUMNS).next_multiple_of(panel);
         let block_of_b = 4 * k.max(1) * kept;
-        let keeps_b = m > ROW_BLOCK && block_of_b <= KEPT_BYTES;
+        // f64 is for tests, and is not packed.
+        let keeps_b = dtype != DType::F64 && m > ROW_BLOCK && block_of_b <= KEPT_BYTES;
         let columns = if keeps_b { kept } else { equal(n, COLUMN_BLOCK).next_multiple_of(panel) };
         let group =
             if keeps_b { (KEPT_BYTES / block_of_b * columns).min(n.next_multiple_of(columns)) } else { columns };
@@ -253,12 +254,13 @@ impl Contraction {
         let size = |dims: &[ContractDim]| dims.iter().map(|dim| dim.extent as usize).product::<usize>();
         let (m, n, k) = (size(&contract.m), size(&contract.n), size(&contract.k));
         let micro = Micro::of(isa);
-        let blocks = Blocks::of(m, n, k, micro.panel);
+        let dtype = kernel.bufs[contract.a.buf.0 as usize].dtype;
+        let blocks = Blocks::of(m, n, k, micro.panel, dtype);
         let (a_k, b_k) = (side(&contract.k, |dim| dim.a), side(&contract.k, |dim| dim.b));
         Contraction {
             a: Side::new(contract.a, &side(&contract.m, |dim| dim.a), &a_k, blocks.depth),
             b: Side::new(contract.b, &side(&contract.n, |dim| dim.b), &b_k, blocks.depth),
-            dtype: kernel.bufs[contract.a.buf.0 as usize].dtype,
+            dtype,
             batch: contract.batch.clone(),
             n_batch: size(&contract.batch) as u64,
             m,
@@ -462,8 +464,8 @@ impl Contraction {
                     // SAFETY: the tile lies in the product block, whose rows have whole panels.
                     unsafe {
                         let to = Tile { to: product.add(row * length + column), length, more: k.start > 0 };
-                        let a = packed_a.add(row * depth);
-                        self.micro.columns(height, half, depth, a, PANEL_ROWS, b_panel, to);
+                        let a = Panel { from: packed_a.add(row * depth), step: PANEL_ROWS };
+                        self.micro.columns(height, half, depth, a, b_panel, to);
                     }
                 }
             }

@@ -361,7 +361,8 @@ impl Planes {
                             }
                             self.micro.rows(half, depth, &heads[..height], b, to);
                         } else {
-                            self.micro.columns(height, half, depth, a.add(row * depth), PANEL_ROWS, b, to);
+                            let a = Panel { from: a.add(row * depth), step: PANEL_ROWS };
+                            self.micro.columns(height, half, depth, a, b, to);
                         }
                     }
                 }
@@ -388,30 +389,26 @@ impl Planes {
             }
             for one in &self.outs {
                 let from = tile(one.tile);
-                let sums = scratch.add(one.sums).cast::<f32>();
-                let packed = scratch.add(one.packed).cast::<f32>();
                 match one.keeps {
-                    Keeps::Rows => self.over_columns(one, from, packed, sums, rows.len(), groups, columns),
-                    Keeps::Columns => self.over_rows(one, from, packed, sums, rows.len(), groups, columns),
+                    Keeps::Rows => self.over_columns(one, from, rows.len(), groups, columns, scratch),
+                    Keeps::Columns => self.over_rows(one, from, rows.len(), groups, columns, scratch),
                 }
             }
         }
     }
 
     /// `sums[row] (+)= Σ_column tile[row, column] · with[column]`.
-    #[allow(clippy::too_many_arguments, reason = "the parts of one product")]
     unsafe fn over_columns(
         &self,
         one: &Out,
         from: *const f32,
-        packed: *const f32,
-        sums: *mut f32,
         n_rows: usize,
         groups: &[Rows],
         columns: &Rows,
+        scratch: *mut u8,
     ) {
-        let panel = self.micro.panel;
-        let n = one.with.inner.len();
+        let (panel, n) = (self.micro.panel, one.with.inner.len());
+        let (sums, packed) = one.places(scratch);
         for start in columns.clone().step_by(DEPTH) {
             let chain = start..(start + DEPTH).min(columns.end);
             for column in (0..n).step_by(panel) {
@@ -441,19 +438,17 @@ impl Planes {
     }
 
     /// `sums[column] += Σ_row tile[row, column] · with[row]`, over the rows from the first to the last that see the column.
-    #[allow(clippy::too_many_arguments, reason = "the parts of one product")]
     unsafe fn over_rows(
         &self,
         one: &Out,
         from: *mut f32,
-        packed: *const f32,
-        sums: *mut f32,
         n_rows: usize,
         groups: &[Rows],
         columns: &Rows,
+        scratch: *mut u8,
     ) {
-        let panel = self.micro.panel;
-        let n = one.with.inner.len();
+        let (panel, n) = (self.micro.panel, one.with.inner.len());
+        let (sums, packed) = one.places(scratch);
         // What is not seen was not computed, and counts nothing.
         for (group, seen) in groups.iter().enumerate() {
             let seen = meet(seen, columns);
@@ -480,7 +475,7 @@ impl Planes {
                     let b = Panel { from: packed.add(at * n_rows + rows.start * panel), step: panel };
                     let to = Tile { to: sums.add(column * one.width + at), length: one.width, more: true };
                     let a = from.add(rows.start * self.pitch + column - columns.start);
-                    self.micro.columns(height, half, rows.len(), a, self.pitch, b, to);
+                    self.micro.columns(height, half, rows.len(), Panel { from: a, step: self.pitch }, b, to);
                 }
             }
         }
@@ -544,6 +539,11 @@ impl In {
 }
 
 impl Out {
+    /// Where its sums are, and what is packed for them.
+    fn places(&self, scratch: *mut u8) -> (*mut f32, *const f32) {
+        (scratch.wrapping_add(self.sums).cast(), scratch.wrapping_add(self.packed).cast::<f32>().cast_const())
+    }
+
     fn new(kernel: &Kernel, plane: &Plane, one: &PlaneOut, tiled: &Tiled, panel: usize) -> Out {
         let n =
             |of: fn(&PairDim) -> i64| -> Vec<(u64, i64)> { one.n.iter().map(|dim| (dim.extent, of(dim))).collect() };

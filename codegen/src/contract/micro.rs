@@ -10,7 +10,7 @@ use crate::isa::Isa;
 /// Rows of A in a panel. With two vectors of B, AVX-512 holds all of them in its registers, AVX2 half.
 pub(crate) const PANEL_ROWS: usize = 12;
 
-/// A panel of B: its first number, and from one k to the next.
+/// Numbers that lie side by side at each k: the first, and from one k to the next.
 #[derive(Clone, Copy)]
 pub(crate) struct Panel {
     pub(crate) from: *const f32,
@@ -53,26 +53,16 @@ impl Micro {
         }
     }
 
-    /// `height` rows, at most `PANEL_ROWS`, of `a[k][row]` by a panel of B or its first half; `step` leads from one k to the
-    /// next: `PANEL_ROWS` when A is packed.
+    /// `height` rows of `a[k][row]`, packed or as they lie, by a panel of B or its first half: as many at a time as the registers
+    /// hold.
     ///
     /// # Safety
     /// `a` and `b` have `depth` rows, the tile `height` rows of one vector or two; the machine has the instruction set.
-    #[allow(clippy::too_many_arguments, reason = "two operands and a result, each with its shape")]
-    pub(crate) unsafe fn columns(
-        &self,
-        height: usize,
-        half: bool,
-        depth: usize,
-        a: *const f32,
-        step: usize,
-        b: Panel,
-        to: Tile,
-    ) {
+    pub(crate) unsafe fn columns(&self, height: usize, half: bool, depth: usize, a: Panel, b: Panel, to: Tile) {
         for row in (0..height).step_by(self.columns.len()) {
             let rows = (height - row).min(self.columns.len());
             // SAFETY: the caller's promise.
-            unsafe { self.columns[rows - 1][usize::from(!half)](depth, a.add(row), step, b, to.below(row)) };
+            unsafe { self.columns[rows - 1][usize::from(!half)](depth, a.from.add(row), a.step, b, to.below(row)) };
         }
     }
 
