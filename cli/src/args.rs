@@ -89,15 +89,17 @@ pub(crate) fn command(recipe_args: &[spec::Arg]) -> Command {
         .arg(flag("stage", "NAME", "The stage to print [default: the first that trains]"))
         .arg(flag("dump-after", "PASS", "Prints the graph after this pass instead"));
     let profile = on_recipe(
-        Command::new("profile").about("Times every kernel of a training step against what this machine can do"),
+        Command::new("profile")
+            .about("Times every kernel of a training step, or of writing a token, against what this machine can do"),
         recipe_args,
     )
     .arg(flag("stage", "NAME", "The stage to measure [default: the first that trains]"))
     .arg(
-        flag("measure", "N", "Steps to measure; the median one is shown")
+        flag("measure", "N", "Steps, or tokens, to measure; the median one is shown")
             .value_parser(value_parser!(u64).range(1..))
             .default_value("5"),
     )
+    .arg(switch("decode", "Measures writing a token, in the middle of a text"))
     .arg(flag("trace", "FILE", "Writes that step as a Chrome trace, which Perfetto opens"));
     let generate = on_recipe(Command::new("generate").about("Writes text with a trained stage"), recipe_args)
         .arg(flag("stage", "NAME", "The trained stage [default: the last one that trains]"))

@@ -9,12 +9,13 @@
 mod body;
 mod merge;
 
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 
 use mdl_graph::{Name, NodeId, Op};
 
 use crate::plane;
-use crate::schedule::layout::Ranks;
+use crate::schedule::layout::{Layout, Ranks};
 
 pub(crate) use body::{Body, Kind};
 pub(crate) use merge::touches;
@@ -73,7 +74,7 @@ impl Group {
             Group { shape, dims, members: BTreeMap::from([(id, names)]), inner: None, exits: BTreeSet::new() };
         if matches!(body.kind(id), Kind::Reduce | Kind::Product) {
             let reduced = group.reduced(body, id);
-            let innermost = (0..group.dims.len()).rev().find(|dim| group.dims[*dim].1 != 1);
+            let innermost = group.innermost(body, ranks);
             let is_row = innermost.is_none_or(|dim| reduced.contains(&dim)) && group.takes_rows(&reduced);
             if is_row {
                 group.inner = Some(reduced);
@@ -111,6 +112,40 @@ impl Group {
         makes_rows(rows, len)
     }
 
+    /// The dimensions as most of the memory that the group touches has them, outermost first, those of size 1 last.
+    pub(crate) fn order(
+        &self,
+        body: &Body<'_>,
+        ranks: &Ranks,
+        layout: &dyn Fn(NodeId) -> Option<Layout>,
+    ) -> Vec<usize> {
+        let is_long = |dim: &usize| self.dims[*dim].1 != 1;
+        let n_long = (0..self.dims.len()).filter(is_long).count();
+        let mut votes: BTreeMap<Vec<usize>, u64> = BTreeMap::new();
+        for (id, dims) in touches(body, self) {
+            let long: Vec<&(Name, usize)> = dims.iter().filter(|(_, dim)| is_long(dim)).collect();
+            let Some(layout) = (long.len() == n_long).then(|| layout(id)).flatten() else { continue };
+            let mut strided: Vec<(i64, usize)> =
+                long.iter().map(|(name, dim)| (layout.stride(name).unwrap_or(0), *dim)).collect();
+            strided.sort_by_key(|(stride, dim)| (Reverse(*stride), *dim));
+            let order = strided.into_iter().map(|(_, dim)| dim).collect();
+            *votes.entry(order).or_default() += body.graph.ty(id).size_bytes();
+        }
+        let (mut order, ones): (Vec<usize>, Vec<usize>) = ranks.sort(&self.dims).into_iter().partition(is_long);
+        let most = votes.values().copied().max();
+        if let Some((voted, _)) = votes.into_iter().find(|(_, bytes)| Some(*bytes) == most) {
+            order = voted;
+        }
+        order.extend(ones);
+        order
+    }
+
+    /// The dimension along which the memory that the group touches is likely to lie.
+    fn innermost(&self, body: &Body<'_>, ranks: &Ranks) -> Option<usize> {
+        let order = self.order(body, ranks, &|id| Some(ranks.layout(&body.graph.ty(id).axes)));
+        order.into_iter().rfind(|dim| self.dims[*dim].1 != 1)
+    }
+
     /// The dimension of an axis of a member.
     pub(crate) fn dim(&self, id: NodeId, name: &Name) -> Option<usize> {
         self.members.get(&id)?.iter().find(|(axis, _)| axis == name).map(|(_, dim)| *dim)
@@ -137,7 +172,7 @@ impl Fusion {
             groups.push(Group::single(body, ranks, id));
         }
         if fuse {
-            groups = merge::merge(body, groups);
+            groups = merge::merge(body, ranks, groups);
         }
         let mut of = BTreeMap::new();
         for (at, group) in groups.iter().enumerate() {

@@ -17,7 +17,7 @@ use std::collections::BTreeMap;
 
 use mdl_graph::{DType, Name, NodeId, Op};
 
-use crate::fuse::{Body, Fusion, Group, Shape, touches};
+use crate::fuse::{Body, Fusion, Group, Shape};
 use crate::kernel::{Kernel, Val};
 use crate::plan::CompileError;
 use crate::schedule::layout::{Layout, Ranks};
@@ -96,31 +96,7 @@ impl Lowering<'_, '_> {
 
     /// The dimensions of a group as most of the memory that it touches has them, outermost first.
     fn order(&self, group: &Group) -> Vec<usize> {
-        let is_long = |dim: &usize| group.dims[*dim].1 != 1;
-        let n_long = (0..group.dims.len()).filter(is_long).count();
-        let mut votes: BTreeMap<Vec<usize>, u64> = BTreeMap::new();
-        for (id, dims) in touches(self.body, group) {
-            let Some(layout) = self.layouts.get(&id).and_then(|places| places.first()) else { continue };
-            let mut strided: Vec<(i64, usize)> = dims
-                .iter()
-                .filter(|(_, dim)| is_long(dim))
-                .map(|(name, dim)| (layout.stride(name).unwrap_or(0), *dim))
-                .collect();
-            if strided.len() == n_long {
-                strided.sort_by_key(|(stride, dim)| (std::cmp::Reverse(*stride), *dim));
-                let order = strided.into_iter().map(|(_, dim)| dim).collect();
-                *votes.entry(order).or_default() += self.body.graph.ty(id).size_bytes();
-            }
-        }
-        let ranked = self.ranks.sort(&group.dims);
-        let most = votes.values().copied().max();
-        match votes.into_iter().find(|(_, bytes)| Some(*bytes) == most) {
-            Some((mut order, _)) => {
-                order.extend(ranked.into_iter().filter(|dim| !is_long(dim)));
-                order
-            }
-            None => ranked,
-        }
+        group.order(self.body, self.ranks, &|id| self.layouts.get(&id)?.first().cloned())
     }
 
     /// A short name: the operations that give the kernel its character, in order.

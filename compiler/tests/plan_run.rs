@@ -20,7 +20,7 @@ mod strip {
     }
 }
 
-use mdl_compiler::kernel::Role as Part;
+use mdl_compiler::kernel::{Position, Role as Part, Stmt, Term, Work};
 use mdl_compiler::pass;
 use mdl_compiler::plan::{Plan, PlanOptions, Step, plan};
 use mdl_compiler::reference;
@@ -175,6 +175,81 @@ fn carries_trade_places() {
             g.output_as(format!("result {at}"), Role::Value, result);
         }
         all([(u64::from(reverse), g)].into_iter());
+    }
+}
+
+/// A decoder in miniature: every pass of a loop puts a row into its slice of a cache.
+fn caching(reads_again: bool) -> Graph {
+    let (l, i) = (Axis::new("layer", 3), Axis::new("i", 5));
+    let cache = Type::new(DType::F32, AxisSet::of([l.clone(), i.clone()]).unwrap());
+    let mut body = Graph::new();
+    let x = body.input("x", InputKind::Param, Type::scalar(DType::F32));
+    let slice = body.input("cache", InputKind::Param, vector("i", 5));
+    let at = body.iota(i.clone());
+    let three = body.constant(3.0, DType::I32);
+    let here = body.add(Op::Equal, &[at, three]);
+    let next = body.add(Op::Select, &[here, x, slice]);
+    let sum = body.sum(next, [Name::from("i")]);
+    body.output_as("x", Role::Value, sum);
+    body.output_as("next", Role::Value, next);
+    let mut g = Graph::new();
+    let x = g.input("x", InputKind::Batch, Type::scalar(DType::F32));
+    let state = g.input("cache", InputKind::State, cache);
+    let results = g.loop_over(Loop { axis: l, reverse: false, carries: 1, scans: 1, until: false, body }, &[x, state]);
+    g.output_as("y", Role::Value, results[0]);
+    g.output_as("cache", Role::Next(InputId(1)), results[1]);
+    if reads_again {
+        // What it was before is asked for after the loop.
+        let both = g.add(Op::Mul, &[state, results[1]]);
+        g.output_as("both", Role::Value, both);
+    }
+    g
+}
+
+#[test]
+fn a_loop_stacks_where_it_scans() {
+    all([(1, caching(false)), (2, caching(true))].into_iter());
+    let plan = planned(&caching(false), true).unwrap();
+    let text = plan.to_string();
+    // The carry begins as x; nothing else is copied.
+    assert_eq!(text.matches("copy").count(), 1, "{text}");
+}
+
+/// A vector times a matrix, with what is added to the result: no sum runs down the columns of the matrix, where each number would cost a
+/// line of cache.
+#[test]
+fn a_large_matrix_is_read_as_it_lies() {
+    for (from, to) in [("a", "b"), ("b", "a")] {
+        let mut g = Graph::new();
+        let axes =
+            |names: &[(&str, u64)]| AxisSet::of(names.iter().map(|(name, size)| Axis::new(*name, *size))).unwrap();
+        let x = g.input("x", InputKind::Batch, vector(from, 160));
+        let w = g.input("w", InputKind::Weight, Type::new(DType::F32, axes(&[("a", 160), ("b", 160)])));
+        let bias = g.input("bias", InputKind::Weight, vector(to, 160));
+        let product = g.add(Op::Contract(vec![Name::from(from)]), &[x, w]);
+        let y = g.add(Op::Add, &[product, bias]);
+        g.output_as("y", Role::Value, y);
+        let plan = planned(&g, true).unwrap();
+        let mut seen = 0;
+        for kernel in &plan.kernels {
+            let Work::Nest(nest) = &kernel.work else { continue };
+            for stmt in &nest.body {
+                if let Stmt::Load { buf, access, .. } = stmt
+                    && kernel.bufs[buf.0 as usize].len == 160 * 160
+                {
+                    seen += 1;
+                    let text = kernel.to_string();
+                    let strip = nest.strip_dim();
+                    let along = |term: &Term| match &term.index {
+                        Position::Index(index) => index.terms.iter().any(|(dim, coef)| *dim == strip && *coef == 1),
+                        Position::Value(_) => false,
+                    };
+                    assert!(access.terms.iter().any(|term| term.coef == 1 && along(term)), "{text}");
+                }
+            }
+        }
+        assert_eq!(seen, 1, "{plan}");
+        compare(&g, 3).unwrap();
     }
 }
 

@@ -52,11 +52,11 @@ pub struct Generator {
 
 /// The programs of a decoder.
 pub struct DecoderPlans {
-    one: Plan,
+    pub(crate) one: Plan,
     /// Reads so many positions at once.
     many: Option<(Plan, u64)>,
     caches: Vec<Name>,
-    context: u64,
+    pub(crate) context: u64,
 }
 
 impl DecoderPlans {

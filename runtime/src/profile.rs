@@ -7,12 +7,14 @@ use std::time::{Duration, Instant};
 
 use mdl_compiler::cost::{self, Cost};
 use mdl_data::Order;
+use mdl_lang::decode::POS;
 use mdl_lang::spec::TrainSpec;
 use serde::Serialize;
 use serde_json::{Value, json};
 
 use crate::device::{Executable, Tensors, copy_bytes_per_second, peak_flops};
 use crate::error::RunError;
+use crate::generate::plan_decoders;
 use crate::run::Run;
 use crate::stage::train::{initialize, orders};
 
@@ -95,32 +97,60 @@ impl Profile {
 pub fn profile(run: &mut Run<'_>, name: &str, spec: &TrainSpec, steps: u64) -> Result<Profile, RunError> {
     let dataset = run.dataset_of(&spec.data)?;
     let Some(stage) = run.program.stage(name) else { mdl_graph::bug!("there is no stage `{name}`") };
-    let failed = |what: &str, why: String| RunError::failed(format!("{what} `{name}`"), why);
     let plan = run.programs(spec, stage)?.step;
     let mut step = Executable::of_plan(plan, &run.cpu)?;
     let fields = &dataset.facts.data.fields;
     let mut batcher = dataset.batcher("train", spec.batch as usize, Order::Shuffled)?;
     step.lay_out(&mut batcher, fields);
-    let mut tensors = Tensors::new();
-    tensors.allocate(step.plan());
     let seed = run.seed.unwrap_or(spec.seed);
-    initialize(spec, seed, &orders(spec), &mut tensors, run)?;
+    measure(run, name, spec, &mut step, steps, |step, n| {
+        step.fill(&batcher, fields, n);
+        step.set_scalar("seed", seed as i32);
+        step.set_scalar("step", n as i32);
+    })
+}
 
+/// Writes `tokens` tokens in the middle of a text with fresh weights and times every launch.
+pub fn profile_decoder(run: &mut Run<'_>, name: &str, spec: &TrainSpec, tokens: u64) -> Result<Profile, RunError> {
+    let Some(forward) = &spec.forward else {
+        return Err(RunError::Usage(format!("the model of `{name}` gives no logits for `ids`: it writes no text")));
+    };
+    let plans = plan_decoders(forward, &orders(spec))
+        .map_err(|error| RunError::failed(format!("deriving the decoder of `{name}`"), error.to_string()))?;
+    let middle = plans.context / 2;
+    let mut token = Executable::of_plan(plans.one, &run.cpu)?;
+    measure(run, name, spec, &mut token, tokens, |token, n| {
+        if let Some(pos) = token.input::<i32>(POS) {
+            pos[0] = (middle + n % middle.max(1)) as i32;
+        }
+    })
+}
+
+/// Runs a program some times, `before` each of which its inputs are written.
+fn measure(
+    run: &Run<'_>,
+    name: &str,
+    spec: &TrainSpec,
+    program: &mut Executable,
+    times: u64,
+    mut before: impl FnMut(&mut Executable, u64),
+) -> Result<Profile, RunError> {
+    let mut tensors = Tensors::new();
+    tensors.allocate(program.plan());
+    initialize(spec, run.seed.unwrap_or(spec.seed), &orders(spec), &mut tensors, run)?;
     let mut seen: Vec<(Duration, Duration, Vec<Launched>)> = Vec::new();
-    for n in 0..WARM_UP + steps.max(1) {
+    for n in 0..WARM_UP + times.max(1) {
         if run.is_stopped() {
             return Err(RunError::Interrupted { saved: None });
         }
         let began = Instant::now();
-        step.fill(&batcher, fields, n);
-        let batch = began.elapsed();
-        step.set_scalar("seed", seed as i32);
-        step.set_scalar("step", n as i32);
-        let mut launches = Vec::with_capacity(step.plan().report.launches as usize);
+        before(program, n);
+        let inputs = began.elapsed();
+        let mut launches = Vec::with_capacity(program.plan().report.launches as usize);
         let began = Instant::now();
-        step.run_timed(&mut tensors, &run.cpu, &mut launches);
+        program.run_timed(&mut tensors, &run.cpu, &mut launches);
         if n >= WARM_UP {
-            seen.push((began.elapsed(), batch, launches));
+            seen.push((began.elapsed(), inputs, launches));
         }
     }
     seen.sort_by_key(|(took, ..)| *took);
@@ -132,11 +162,11 @@ pub fn profile(run: &mut Run<'_>, name: &str, spec: &TrainSpec, steps: u64) -> R
         times.sort();
         launch.took = times[times.len() / 2];
     }
-    let costs: Vec<Cost> = step.plan().kernels.iter().map(cost::kernel).collect();
+    let costs: Vec<Cost> = program.plan().kernels.iter().map(cost::kernel).collect();
     let mut rows: Vec<Row> = Vec::new();
     for launch in &launches {
         let at = rows.iter().position(|row| row.kernel == launch.kernel).unwrap_or_else(|| {
-            let name = step.plan().kernels[launch.kernel].name.clone();
+            let name = program.plan().kernels[launch.kernel].name.clone();
             rows.push(Row { kernel: launch.kernel, name, launches: 0, seconds: 0.0, flops: 0, bytes: 0 });
             rows.len() - 1
         });
@@ -153,7 +183,8 @@ pub fn profile(run: &mut Run<'_>, name: &str, spec: &TrainSpec, steps: u64) -> R
         batch_seconds: batch.as_secs_f64(),
         launches,
         threads: run.cpu.threads(),
-        peak_flops: peak_flops(&run.cpu).map_err(|error| failed("measuring the peak for", error.to_string()))?,
+        peak_flops: peak_flops(&run.cpu)
+            .map_err(|error| RunError::failed(format!("measuring the peak for `{name}`"), error.to_string()))?,
         peak_bytes: copy_bytes_per_second(&run.cpu),
     })
 }

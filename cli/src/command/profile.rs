@@ -1,11 +1,11 @@
-//! `mdlc profile RECIPE`: where the time of a training step goes.
+//! `mdlc profile RECIPE`: where the time of a training step, or of writing a token, goes.
 
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
 
 use clap::ArgMatches;
 use mdl_runtime::device::Cpu;
-use mdl_runtime::profile::{Profile, Row, profile};
+use mdl_runtime::profile::{Profile, Row, profile, profile_decoder};
 use mdl_runtime::run::{Run, write_file};
 use serde_json::json;
 
@@ -37,14 +37,16 @@ pub(super) fn run(common: &Common, matches: &ArgMatches, color: bool) -> u8 {
     let mut ignore = |_| {};
     let mut run = Run::new(&loaded.program, common.base(), common.out(), cpu, &stop, &mut ignore);
     run.seed = common.seed;
-    let profile = match profile(&mut run, &stage.name, spec, given(matches, "measure")) {
+    let decode = matches.get_flag("decode");
+    let measure = if decode { profile_decoder } else { profile };
+    let profile = match measure(&mut run, &stage.name, spec, given(matches, "measure")) {
         Ok(profile) => profile,
         Err(error) => return failed(&error, &loaded, common, color),
     };
     if common.json {
         print_json(&profile);
     } else {
-        print_table(&profile);
+        print_table(&profile, if decode { "token takes" } else { "step takes" });
     }
     match matches.get_one::<String>("trace").map(Path::new) {
         None => 0,
@@ -71,10 +73,10 @@ fn print_json(profile: &Profile) {
     }
 }
 
-fn print_table(profile: &Profile) {
+fn print_table(profile: &Profile, takes: &str) {
     let in_kernels: f64 = profile.rows.iter().map(|row| row.seconds).sum();
     print_line(&format!(
-        "a step takes {:.2} ms on {} thread{}, and its batch {:.2} ms; this machine: {:.0} GFLOP/s, {:.1} GB/s",
+        "a {takes} {:.2} ms on {} thread{}, and its inputs {:.2} ms; this machine: {:.0} GFLOP/s, {:.1} GB/s",
         profile.seconds * 1e3,
         profile.threads,
         if profile.threads == 1 { "" } else { "s" },

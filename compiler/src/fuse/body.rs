@@ -170,6 +170,13 @@ impl<'g> Body<'g> {
         reads
     }
 
+    /// The values in memory that a node is made of, or is.
+    pub(crate) fn roots(&self, id: NodeId) -> Vec<NodeId> {
+        let mut reads = Vec::new();
+        self.walk(id, None, &mut reads);
+        reads.into_iter().map(|read| read.root).collect()
+    }
+
     fn walk(&self, at: NodeId, link: Option<Vec<(Name, Name)>>, reads: &mut Vec<Read>) {
         if self.kind(at) != Kind::Free {
             let read = Read { root: at, link };

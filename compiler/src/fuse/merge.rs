@@ -6,7 +6,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use mdl_graph::{Name, NodeId, Op, Phase};
 use rustc_hash::FxHashMap;
 
-use super::{Body, Group, Kind, Shape, bytes_moved, makes_rows};
+use super::{Body, Group, Kind, SMALL, Shape, bytes_moved, makes_rows};
+use crate::schedule::layout::Ranks;
 
 /// A kernel with more members or buffers than this gains nothing more: its strips leave the first-level cache.
 const MOST_MEMBERS: usize = 96;
@@ -31,6 +32,7 @@ enum Round {
 
 struct State<'a, 'g> {
     body: &'a Body<'g>,
+    ranks: &'a Ranks,
     /// `None` once merged into another.
     groups: Vec<Option<Group>>,
     /// Of each group that is left: what it touches, and the bytes that it moves.
@@ -65,7 +67,7 @@ struct Pair {
 }
 
 /// Merges until nothing more is gained; the groups come in an order in which they can run.
-pub(super) fn merge(body: &Body<'_>, groups: Vec<Group>) -> Vec<Group> {
+pub(super) fn merge(body: &Body<'_>, ranks: &Ranks, groups: Vec<Group>) -> Vec<Group> {
     let mut of = BTreeMap::new();
     let mut readers: BTreeMap<NodeId, Vec<NodeId>> = BTreeMap::new();
     for (at, group) in groups.iter().enumerate() {
@@ -95,6 +97,7 @@ pub(super) fn merge(body: &Body<'_>, groups: Vec<Group>) -> Vec<Group> {
     }
     let mut state = State {
         body,
+        ranks,
         touches: groups.iter().map(|group| touches(body, group)).collect(),
         costs: Vec::new(),
         into: (0..groups.len()).collect(),
@@ -187,7 +190,7 @@ impl State<'_, '_> {
         if !is_worth(self.most_saved(a, b)) {
             return None;
         }
-        let joined = join(self.body, first, second, &self.touches[a], &self.touches[b])?;
+        let joined = join(self.body, self.ranks, first, second, &self.touches[a], &self.touches[b])?;
         let saved = (cost_a + cost_b).checked_sub(self.cost(&joined.members))?;
         is_worth(saved).then_some((saved, joined))
     }
@@ -346,7 +349,7 @@ fn uses(body: &Body<'_>, group: &Group) -> Vec<NodeId> {
 }
 
 /// The two groups as one, if that is legal but for paths through a third.
-fn join(body: &Body<'_>, a: &Group, b: &Group, touch_a: &Touch, touch_b: &Touch) -> Option<Group> {
+fn join(body: &Body<'_>, ranks: &Ranks, a: &Group, b: &Group, touch_a: &Touch, touch_b: &Touch) -> Option<Group> {
     let alone = |group: &Group| matches!(group.shape, Shape::Alone(_) | Shape::Plane { .. });
     let contract = |group: &Group| matches!(group.shape, Shape::Contract(_));
     if alone(a) || alone(b) || (contract(a) && contract(b)) || a.members.len() + b.members.len() > MOST_MEMBERS {
@@ -422,7 +425,7 @@ fn join(body: &Body<'_>, a: &Group, b: &Group, touch_a: &Touch, touch_b: &Touch)
         Some(rest)
     };
     if let Some(inner) = joined.inner.clone() {
-        if !joined.takes_rows(&inner) {
+        if !joined.takes_rows(&inner) || goes_across(body, ranks, &joined, &inner) {
             return None;
         }
         // A sum over just the row is no exit any more.
@@ -432,6 +435,14 @@ fn join(body: &Body<'_>, a: &Group, b: &Group, touch_a: &Touch, touch_b: &Touch)
         }
     }
     (is_whole(body, &joined) && buffers(body, &joined) <= MOST_BUFFERS).then_some(joined)
+}
+
+/// Whether rows along `inner` cross a large matrix that is multiplied by a vector: it is read from memory once, as it lies, or each of its numbers
+/// costs a cache line.
+fn goes_across(body: &Body<'_>, ranks: &Ranks, group: &Group, inner: &BTreeSet<usize>) -> bool {
+    group.members.keys().any(|id| body.kind(*id) == Kind::Product)
+        && group.count(0..group.dims.len()) > SMALL
+        && group.innermost(body, ranks).is_some_and(|dim| !inner.contains(&dim))
 }
 
 /// For each dimension of `b` the dimension of `a` that it is, by the values that both touch, then by name.

@@ -167,7 +167,7 @@ impl Planner<'_> {
                     places.insert(id, vec![Place::Given(inputs[input.0 as usize].clone())]);
                 }
                 Op::Get(_) => {
-                    places.insert(id, vec![Place::New(layout(id))]);
+                    places.entry(id).or_insert_with(|| vec![Place::New(layout(id))]);
                 }
                 Op::Loop(_) => {}
                 _ if fusion.stored.contains(&id) => {
@@ -538,16 +538,25 @@ impl Emit<'_, '_, '_> {
         let scanned = around[..inner.scans].to_vec();
         let results = graph.results(id).map_err(|error| CompileError::new(Some(id), error.0))?;
         let mut stacks: Vec<Home> = Vec::new();
+        let mut own: Vec<SlotId> = Vec::new();
         for (k, ty) in results.iter().enumerate().skip(inner.carries) {
             let get = self.body.gets(id).find(|get| *graph.op(*get) == Op::Get(k as u32));
-            let layout = self.result_layout(get, ty);
-            let category = get.map_or(Category::Workspace, |get| self.category(get));
-            stacks.push(self.planner.home(format!("{id}.{k}"), ty.dtype, layout, category));
+            let place = get.and_then(|get| self.places.get(&get)).and_then(|places| places.first());
+            stacks.push(match place {
+                Some(Place::Given(home)) => home.clone(),
+                _ => {
+                    let layout = self.result_layout(get, ty);
+                    let category = get.map_or(Category::Workspace, |get| self.category(get));
+                    let home = self.planner.home(format!("{id}.{k}"), ty.dtype, layout, category);
+                    own.push(home.buffer);
+                    home
+                }
+            });
         }
         let slices: Vec<Home> =
             stacks.iter().zip(&results[inner.carries..]).filter_map(|(home, ty)| at(home, ty.dtype)).collect();
         let carries: Vec<Home> = (0..inner.carries).map(|k| self.carry(id, k, args, &results[k])).collect();
-        self.own.extend(carries.iter().chain(&stacks).map(|home| home.buffer));
+        self.own.extend(carries.iter().map(|home| home.buffer).chain(own));
         let mut homes = carries.clone();
         homes.append(&mut inputs);
         around.extend(carries.iter().chain(&stacks).cloned());

@@ -81,19 +81,25 @@ impl Tasks {
             if !matches!(want, Want::At(_)) || taken[j] == Some(roots[j]) {
                 continue;
             }
-            let Some(writer) = fusion.of.get(&roots[j]).copied() else { continue };
-            let group = &fusion.groups[writer];
+            let Some(writer) = maker(body, fusion, roots[j]) else { continue };
+            let is_result = matches!(body.graph.op(roots[j]), Op::Get(_));
             if matches!(body.graph.op(roots[j]), Op::Loop(_)) {
                 continue;
             }
             let Some(input) = taken[j] else {
-                tasks.direct[j] = true;
+                tasks.direct[j] = !is_result;
                 continue;
             };
             let others: Vec<usize> =
                 readers.get(&input).into_iter().flatten().copied().filter(|reader| *reader != writer).collect();
-            let is_safe = reads_in_place(body, group, input, roots[j], outputs[j].node)
-                && others.iter().all(|reader| !tasks.has_path(writer, *reader));
+            let is_in_place = match is_result {
+                true => {
+                    stacks_in_place(body, input, roots[j])
+                        && roots.iter().filter(|root| **root == roots[j]).count() == 1
+                }
+                false => reads_in_place(body, &fusion.groups[writer], input, roots[j], outputs[j].node),
+            };
+            let is_safe = is_in_place && others.iter().all(|reader| !tasks.has_path(writer, *reader));
             if is_safe {
                 tasks.direct[j] = true;
                 for reader in others {
@@ -154,6 +160,19 @@ pub(super) fn maker(body: &Body<'_>, fusion: &Fusion, id: NodeId) -> Option<usiz
 
 fn is_place_of(body: &Body<'_>, id: NodeId, inputs: &[Home], home: &Home) -> bool {
     matches!(body.graph.op(id), Op::Input(input) if inputs[input.0 as usize] == *home)
+}
+
+/// Whether a loop stacks this result slice by slice where it scans `input`, which it reads in no other way: a pass is done with its
+/// slice of the one when it has made that of the other. The body decides whether it writes there at once or copies.
+fn stacks_in_place(body: &Body<'_>, input: NodeId, result: NodeId) -> bool {
+    let Op::Get(k) = body.graph.op(result) else { return false };
+    let id = body.graph.args(result)[0];
+    let Op::Loop(inner) = body.graph.op(id) else { return false };
+    let args = body.graph.args(id);
+    let mut reading = (0..args.len()).filter(|at| body.roots(args[*at]).contains(&input));
+    let (first, more) = (reading.next(), reading.next());
+    let is_scanned = |at: usize| (inner.carries..inner.carries + inner.scans).contains(&at) && args[at] == input;
+    *k as usize >= inner.carries && first.is_some_and(is_scanned) && more.is_none()
 }
 
 /// Whether the group reads `input` only where it writes `root`, which the output calls `named`, and at no other point: a scalar
