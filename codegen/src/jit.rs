@@ -66,7 +66,7 @@ fn error(context: &str, what: impl std::fmt::Display) -> CompileError {
 
 /// Whether strips of this length are worth vector programs, and the machine has their registers.
 pub(crate) fn is_wide(isa: Isa, strip: u64) -> bool {
-    cfg!(all(target_arch = "x86_64", target_os = "linux")) && isa == Isa::Avx512 && strip >= LANES / 2
+    cfg!(all(target_arch = "x86_64", target_os = "linux")) && isa >= Isa::Avx512 && strip >= LANES / 2
 }
 
 impl Jit {

@@ -26,7 +26,7 @@ pub(crate) type Fold = unsafe extern "C" fn(out: *mut u8, x: *const u8, n: u64);
 /// Draws at counters: (out, seed, step, lane, place, counters, n).
 pub(crate) type Draws = unsafe extern "C" fn(*mut f32, u32, u32, u32, u32, *const u32, u64);
 
-/// A routine's name, as an import of compiled code, and its variants: baseline, AVX2, AVX-512.
+/// A routine's name, as an import of compiled code, and its variants: baseline, AVX2, AVX-512, which is for AMX too.
 pub(crate) struct Routine {
     pub(crate) name: &'static str,
     addresses: [usize; 3],
@@ -34,7 +34,7 @@ pub(crate) struct Routine {
 
 impl Routine {
     pub(crate) fn address(&self, isa: Isa) -> *const u8 {
-        self.addresses[isa as usize] as *const u8
+        self.addresses[isa.min(Isa::Avx512) as usize] as *const u8
     }
 }
 

@@ -4,7 +4,7 @@
 //! added to what is there when `more`. A panel is two vectors wide; its first half alone can be asked for.
 
 use super::pack::{Stored, panels};
-use super::prefetch;
+use super::side::prefetch;
 use crate::isa::Isa;
 
 /// Rows of A in a panel. With two vectors of B, AVX-512 holds all of them in its registers, AVX2 half.
@@ -49,7 +49,7 @@ impl Micro {
         match isa {
             Isa::Baseline => baseline::MICRO,
             Isa::Avx2 => avx2::MICRO,
-            Isa::Avx512 => avx512::MICRO,
+            Isa::Avx512 | Isa::Amx => avx512::MICRO,
         }
     }
 

@@ -2,8 +2,8 @@
 
 use half::{bf16, f16};
 
-use super::adjacent;
 use super::micro::PANEL_ROWS;
+use super::side::adjacent;
 
 /// What operands are stored as.
 pub(super) trait Stored: Copy {

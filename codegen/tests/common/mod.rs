@@ -2,6 +2,9 @@
 
 #![allow(dead_code, reason = "each test file uses its part")]
 
+pub(crate) mod amx;
+pub(crate) mod products;
+
 use half::{bf16, f16};
 use mdl_codegen::{Buffers, Isa, Module, Pool, Target, interp};
 use mdl_compiler::kernel::{Buf, Kernel, Role};
@@ -101,6 +104,10 @@ pub(crate) fn fill(buf: &Buf, noise: &mut Noise) -> Block {
     block
 }
 
+pub(crate) fn memory(kernel: &Kernel, noise: &mut Noise) -> Vec<Block> {
+    kernel.bufs.iter().map(|buf| fill(buf, noise)).collect()
+}
+
 pub(crate) fn write(base: *mut u8, dtype: DType, i: usize, number: f64) {
     // SAFETY: callers stay inside the block.
     unsafe {
@@ -172,11 +179,15 @@ pub(crate) fn run(kernel: &Kernel, memory: &[Block], how: Option<(Isa, &Pool)>) 
 /// Compares compiled code, on every instruction set and with 1 and 3 threads, with the interpreter. `close(got, want)`
 /// says what is equal enough; different numbers of threads must give the same bits.
 pub(crate) fn compare(kernel: &Kernel, memory: &[Block], close: &dyn Fn(f64, f64) -> bool) {
+    compare_on(&Isa::available(), kernel, memory, close);
+}
+
+pub(crate) fn compare_on(isas: &[Isa], kernel: &Kernel, memory: &[Block], close: &dyn Fn(f64, f64) -> bool) {
     if let Err(error) = kernel.verify() {
         panic!("{error}\n{kernel}");
     }
     let want = run(kernel, memory, None);
-    for isa in Isa::available() {
+    for isa in isas.iter().copied() {
         let mut first: Option<Vec<Vec<u8>>> = None;
         for n_threads in [1, 3] {
             let pool = Pool::new(n_threads, false).expect("threads");
