@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use clap::builder::PossibleValuesParser;
 use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
+use mdl_compiler::stored::Kept;
 use mdl_lang::spec;
 
 /// Commands that read a recipe, and so have its `arg`s as flags.
@@ -25,6 +26,14 @@ pub(crate) struct Common {
 
 fn flag(name: &'static str, value: &'static str, help: &'static str) -> Arg {
     Arg::new(name).long(name).value_name(value).help(help)
+}
+
+/// How a program that only reads weights keeps them.
+fn weights() -> Arg {
+    let parse = |text: &str| Kept::from_name(text).ok_or_else(|| "not one of f32, bf16, int8".to_string());
+    flag("weights", "AS", "How matrices are kept, f32, bf16 or int8: the fewer bytes, the sooner a token is written")
+        .value_parser(parse)
+        .default_value(Kept::F32.name())
 }
 
 fn switch(name: &'static str, help: &'static str) -> Arg {
@@ -100,11 +109,13 @@ pub(crate) fn command(recipe_args: &[spec::Arg]) -> Command {
             .default_value("5"),
     )
     .arg(switch("decode", "Measures writing a token, in the middle of a text"))
+    .arg(weights().requires("decode"))
     .arg(flag("trace", "FILE", "Writes that step as a Chrome trace, which Perfetto opens"));
     let generate = on_recipe(Command::new("generate").about("Writes text with a trained stage"), recipe_args)
         .arg(flag("stage", "NAME", "The trained stage [default: the last one that trains]"))
         .arg(flag("prompt", "TEXT", "What the text begins with").required(true))
         .arg(flag("new", "N", "How many tokens to write").value_parser(value_parser!(u64)).default_value("200"))
+        .arg(weights())
         .arg(
             flag("temperature", "T", "0 takes the most likely token always")
                 .value_parser(|text: &str| number(text, "at least 0", |value| value >= 0.0 && value.is_finite()))

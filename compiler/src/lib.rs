@@ -16,6 +16,7 @@ pub mod plan;
 mod plane;
 pub mod reference;
 mod schedule;
+pub mod stored;
 pub mod testing;
 pub mod tolerance;
 

@@ -9,16 +9,18 @@ use std::collections::BTreeMap;
 use mdl_compiler::budget::{StepError, compile};
 use mdl_compiler::pass::Options;
 use mdl_compiler::plan::{CompileError, Plan, PlanOptions};
-use mdl_graph::{Axis, Graph, Name, Span, philox};
+use mdl_compiler::stored::{Kept, stored};
+use mdl_graph::{Axis, Graph, InputKind, Name, Role, Span, philox};
 use mdl_lang::decode::{POS, decode};
 
 use crate::device::{Cpu, Executable, Tensors};
 use crate::error::RunError;
 
 /// How many positions of a prompt are read at once, where the model allows it: the most that the context has room for. Weights are read once
-/// for all of them, so 64 cost little more than the memory traffic of one.
+/// for all of them, so 64 cost little more than the memory traffic of one. Of a prompt only the last position's logits are asked for: it is
+/// read by itself, and blocks make none.
 const PROMPT_ROWS: [u64; 2] = [64, 16];
-/// A rest shorter than this is read one position at a time: a block would multiply by rows that nobody asks for.
+/// A block shorter than this is read one position at a time: it would multiply by rows that nobody asks for.
 const FEW: usize = 3;
 
 /// How the next token is chosen from the model's logits.
@@ -46,8 +48,9 @@ pub struct Generator {
     many: Option<(Executable, u64)>,
     caches: Vec<Name>,
     context: u64,
-    vocab: usize,
     scratch: Vec<(f32, u32)>,
+    convert: Graph,
+    orders: BTreeMap<Name, Vec<Name>>,
 }
 
 /// The programs of a decoder.
@@ -57,6 +60,9 @@ pub struct DecoderPlans {
     many: Option<(Plan, u64)>,
     caches: Vec<Name>,
     pub(crate) context: u64,
+    /// Makes the matrices as they are kept of those that were trained.
+    convert: Graph,
+    orders: BTreeMap<Name, Vec<Name>>,
 }
 
 impl DecoderPlans {
@@ -65,19 +71,40 @@ impl DecoderPlans {
     }
 }
 
-/// Plans the decoder of `forward`, which reads `ids` along one axis besides `batch`, and gives `logits`.
-pub fn plan_decoders(forward: &Graph, orders: &BTreeMap<Name, Vec<Name>>) -> Result<DecoderPlans, StepError> {
+/// Plans the decoder of `forward`, which reads `ids` along one axis besides `batch`, and gives `logits`. Its matrices are kept as
+/// [`stored`] says.
+pub fn plan_decoders(
+    forward: &Graph,
+    orders: &BTreeMap<Name, Vec<Name>>,
+    kept: Kept,
+) -> Result<DecoderPlans, StepError> {
     let axis = sequence_axis(forward).map_err(|message| refuse(message, None))?;
-    let planning = PlanOptions { orders: orders.clone(), ..PlanOptions::default() };
-    let build = |rows: u64| -> Result<(Plan, Vec<Name>), StepError> {
-        let decoder = decode(forward, &axis, rows).map_err(|error| refuse(error.message, Some(error.span)))?;
-        Ok((compile(&decoder.graph, &Options::default(), &planning, None)?, decoder.caches))
+    let mut orders = orders.clone();
+    let mut convert = Graph::new();
+    let mut build = |rows: u64| -> Result<(Plan, Vec<Name>), StepError> {
+        let mut decoder = decode(forward, &axis, rows).map_err(|error| refuse(error.message, Some(error.span)))?;
+        if rows > 1 {
+            let outputs = decoder.graph.outputs().iter().filter(|output| output.role != Role::Value).cloned();
+            let outputs = outputs.collect();
+            decoder.graph.set_outputs(outputs);
+        }
+        let stored = stored(&decoder.graph, kept);
+        for input in stored.graph.inputs() {
+            if let Some(order) = stored.made_of.get(&input.name).and_then(|matrix| orders.get(matrix)) {
+                // A scale lacks the axes that a product sums over.
+                let own = order.iter().filter(|name| input.ty.axes.contains(name)).cloned().collect();
+                orders.insert(input.name.clone(), own);
+            }
+        }
+        convert = stored.convert;
+        let planning = PlanOptions { orders: orders.clone(), ..PlanOptions::default() };
+        Ok((compile(&stored.graph, &Options::default(), &planning, None)?, decoder.caches))
     };
-    let (one, caches) = build(1)?;
     // A recurrent model is read one position at a time.
     let rows = PROMPT_ROWS.into_iter().find(|rows| *rows <= axis.size);
     let many = rows.and_then(|rows| Some((build(rows).ok()?.0, rows)));
-    Ok(DecoderPlans { one, many, caches, context: axis.size })
+    let (one, caches) = build(1)?;
+    Ok(DecoderPlans { one, many, caches, context: axis.size, convert, orders })
 }
 
 fn refuse(message: String, span: Option<Span>) -> StepError {
@@ -86,14 +113,19 @@ fn refuse(message: String, span: Option<Span>) -> StepError {
 
 impl Generator {
     /// `forward` reads `ids` along one axis besides `batch`, and gives `logits`.
-    pub fn new(forward: &Graph, orders: &BTreeMap<Name, Vec<Name>>, cpu: &Cpu) -> Result<Generator, RunError> {
-        let plans = plan_decoders(forward, orders)
+    pub fn new(
+        forward: &Graph,
+        orders: &BTreeMap<Name, Vec<Name>>,
+        kept: Kept,
+        cpu: &Cpu,
+    ) -> Result<Generator, RunError> {
+        let plans = plan_decoders(forward, orders, kept)
             .map_err(|error| RunError::failed("deriving the decoder", error.to_string()))?;
         Generator::of_plans(plans, cpu)
     }
 
     pub fn of_plans(plans: DecoderPlans, cpu: &Cpu) -> Result<Generator, RunError> {
-        let DecoderPlans { one, many, caches, context } = plans;
+        let DecoderPlans { one, many, caches, context, convert, orders } = plans;
         let one = Executable::of_plan(one, cpu)?;
         let many = match many {
             Some((plan, rows)) => Some((Executable::of_plan(plan, cpu)?, rows)),
@@ -102,7 +134,7 @@ impl Generator {
         let Some(vocab) = one.output::<f32>("logits").map(<[f32]>::len) else {
             return Err(RunError::failed("deriving the decoder", "the model gives no logits"));
         };
-        Ok(Generator { one, many, caches, context, vocab, scratch: Vec::with_capacity(vocab) })
+        Ok(Generator { one, many, caches, context, scratch: Vec::with_capacity(vocab), convert, orders })
     }
 
     /// The longest text that the model sees at once, in tokens.
@@ -116,6 +148,27 @@ impl Generator {
         if let Some((many, _)) = &self.many {
             tensors.allocate(many.plan());
         }
+    }
+
+    /// Makes what the decoder reads: `load` reads the weights that are in memory by then, as they were trained.
+    pub fn load(
+        &self,
+        tensors: &mut Tensors,
+        cpu: &Cpu,
+        load: impl FnOnce(&mut Tensors) -> Result<(), RunError>,
+    ) -> Result<(), RunError> {
+        self.allocate(tensors);
+        if self.convert.outputs().is_empty() {
+            return load(tensors);
+        }
+        let mut convert = Executable::new(&self.convert, &self.orders, cpu)?;
+        tensors.allocate(convert.plan());
+        load(tensors)?;
+        convert.run(tensors, cpu);
+        for input in self.convert.inputs().iter().filter(|input| input.kind == InputKind::Weight) {
+            tensors.remove(input.name.as_str());
+        }
+        Ok(())
     }
 
     /// Writes `new` tokens after the prompt, handing each to `emit`, which may end the text by returning false.
@@ -162,20 +215,20 @@ impl Generator {
     /// Reads the tokens that were not read yet; the logits of the last one are in `scratch` then.
     fn read(&mut self, tensors: &mut Tensors, cpu: &Cpu, text: &[u32], read: &mut u64) -> Result<(), RunError> {
         while (*read as usize) < text.len() {
-            // Rows past the end of the text are written to the caches too, and written over before anything sees them.
-            let (executable, rows) = match &mut self.many {
-                Some((many, rows)) if text.len() - *read as usize >= FEW => {
+            // All but the last one, whose logits are asked for. Rows past the end of the text are written to the caches too, and written
+            // over before anything sees them.
+            let before_last = text.len() - 1;
+            let (executable, n) = match &mut self.many {
+                Some((many, rows)) if before_last - *read as usize >= FEW => {
                     // A block that would reach beyond the context begins earlier, and reads some positions again.
                     *read = (*read).min(self.context - *rows);
-                    (many, *rows as usize)
+                    (many, (before_last - *read as usize).min(*rows as usize))
                 }
                 _ => (&mut self.one, 1),
             };
-            let rest = &text[*read as usize..];
-            let n = rest.len().min(rows);
             if let Some(ids) = executable.input::<i32>("ids") {
                 ids.fill(0);
-                for (to, id) in ids.iter_mut().zip(&rest[..n]) {
+                for (to, id) in ids.iter_mut().zip(&text[*read as usize..][..n]) {
                     *to = *id as i32;
                 }
             }
@@ -184,13 +237,10 @@ impl Generator {
             }
             executable.run(tensors, cpu);
             *read += n as u64;
-            if *read as usize == text.len() {
-                let logits = executable.output::<f32>("logits").unwrap_or_default();
-                self.scratch.clear();
-                let last = logits[(n - 1) * self.vocab..n * self.vocab].iter();
-                self.scratch.extend(last.enumerate().map(|(id, logit)| (*logit, id as u32)));
-            }
         }
+        let logits = self.one.output::<f32>("logits").unwrap_or_default();
+        self.scratch.clear();
+        self.scratch.extend(logits.iter().enumerate().map(|(id, logit)| (*logit, id as u32)));
         Ok(())
     }
 

@@ -6,6 +6,7 @@
 use std::time::{Duration, Instant};
 
 use mdl_compiler::cost::{self, Cost};
+use mdl_compiler::stored::Kept;
 use mdl_data::Order;
 use mdl_lang::decode::POS;
 use mdl_lang::spec::TrainSpec;
@@ -110,12 +111,18 @@ pub fn profile(run: &mut Run<'_>, name: &str, spec: &TrainSpec, steps: u64) -> R
     })
 }
 
-/// Writes `tokens` tokens in the middle of a text with fresh weights and times every launch.
-pub fn profile_decoder(run: &mut Run<'_>, name: &str, spec: &TrainSpec, tokens: u64) -> Result<Profile, RunError> {
+/// Writes `tokens` tokens in the middle of a text with fresh weights, its matrices kept in such numbers, and times every launch.
+pub fn profile_decoder(
+    run: &mut Run<'_>,
+    name: &str,
+    spec: &TrainSpec,
+    tokens: u64,
+    kept: Kept,
+) -> Result<Profile, RunError> {
     let Some(forward) = &spec.forward else {
         return Err(RunError::Usage(format!("the model of `{name}` gives no logits for `ids`: it writes no text")));
     };
-    let plans = plan_decoders(forward, &orders(spec))
+    let plans = plan_decoders(forward, &orders(spec), kept)
         .map_err(|error| RunError::failed(format!("deriving the decoder of `{name}`"), error.to_string()))?;
     let middle = plans.context / 2;
     let mut token = Executable::of_plan(plans.one, &run.cpu)?;

@@ -8,6 +8,7 @@ use std::collections::BTreeSet;
 use mdl_compiler::budget::{StepError, compile};
 use mdl_compiler::pass::Options;
 use mdl_compiler::plan::{Plan, PlanOptions};
+use mdl_compiler::stored::Kept;
 use mdl_graph::{Graph, Name};
 use mdl_lang::spec::{EvalSpec, TrainSpec};
 
@@ -101,7 +102,7 @@ impl Others {
             None => None,
         };
         let decoders = match (&spec.sample, &spec.forward) {
-            (Some(_), Some(forward)) => Some(plan_decoders(forward, orders)?),
+            (Some(_), Some(forward)) => Some(plan_decoders(forward, orders, Kept::F32)?),
             _ => None,
         };
         Ok(Others { evaluation, decoders, machine })

@@ -43,7 +43,7 @@ fn write(common: &Common, matches: &ArgMatches, loaded: &Loaded) -> Result<(), R
         return Err(RunError::Usage("the prompt is empty; the model needs a token to begin with".to_string()));
     }
     let cpu = Cpu::new(common.threads)?;
-    let mut generator = Generator::new(forward, &train::orders(spec), &cpu)?;
+    let mut generator = Generator::new(forward, &train::orders(spec), given(matches, "weights"), &cpu)?;
     let mut tensors = Tensors::new();
     generator.allocate(&mut tensors);
     let folder = common.out().join(stage).join("checkpoints");
@@ -58,7 +58,7 @@ fn write(common: &Common, matches: &ArgMatches, loaded: &Loaded) -> Result<(), R
         );
         return Err(RunError::failed(format!("writing text with `{stage}`"), why));
     };
-    train::load_weights(&found, spec, &mut tensors)?;
+    generator.load(&mut tensors, &cpu, |tensors| train::load_weights(&found, spec, tensors))?;
     let choice = Choice {
         temperature: given(matches, "temperature"),
         top_k: given::<u64>(matches, "top-k") as usize,

@@ -38,8 +38,12 @@ pub(super) fn run(common: &Common, matches: &ArgMatches, color: bool) -> u8 {
     let mut run = Run::new(&loaded.program, common.base(), common.out(), cpu, &stop, &mut ignore);
     run.seed = common.seed;
     let decode = matches.get_flag("decode");
-    let measure = if decode { profile_decoder } else { profile };
-    let profile = match measure(&mut run, &stage.name, spec, given(matches, "measure")) {
+    let times = given(matches, "measure");
+    let profile = match decode {
+        true => profile_decoder(&mut run, &stage.name, spec, times, given(matches, "weights")),
+        false => profile(&mut run, &stage.name, spec, times),
+    };
+    let profile = match profile {
         Ok(profile) => profile,
         Err(error) => return failed(&error, &loaded, common, color),
     };

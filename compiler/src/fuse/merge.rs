@@ -396,11 +396,15 @@ fn join(body: &Body<'_>, ranks: &Ranks, a: &Group, b: &Group, touch_a: &Touch, t
     if contract(b) {
         joined.shape = b.shape;
     }
-    let full_a: BTreeSet<usize> = (0..a.dims.len()).collect();
-    let full_b: BTreeSet<usize> = to.iter().copied().collect();
-    let full: BTreeSet<usize> = (0..joined.dims.len()).collect();
+    // Dimensions of size 1 are nowhere.
+    let long = |dims: &mut dyn Iterator<Item = usize>| -> BTreeSet<usize> {
+        dims.filter(|dim| joined.dims[*dim].1 != 1).collect()
+    };
+    let full_a = long(&mut (0..a.dims.len()));
+    let full_b = long(&mut to.iter().copied());
+    let full = long(&mut (0..joined.dims.len()));
     let inner_b: Option<BTreeSet<usize>> = b.inner.as_ref().map(|inner| inner.iter().map(|dim| to[*dim]).collect());
-    joined.inner = if full_a == full_b {
+    let inner = if full_a == full_b {
         match (&a.inner, inner_b) {
             (Some(x), Some(y)) if *x != y => return None,
             (Some(x), _) => Some(x.clone()),
@@ -419,11 +423,14 @@ fn join(body: &Body<'_>, ranks: &Ranks, a: &Group, b: &Group, touch_a: &Touch, t
             && narrow.shape == Shape::Nest
             && narrow.inner.is_none()
             && narrow.exits.is_empty();
-        if !fits || wide_inner.is_some_and(|inner| inner != rest) {
-            return None;
+        match wide_inner {
+            _ if !fits => return None,
+            Some(inner) if long(&mut inner.iter().copied()) != rest => return None,
+            Some(inner) => Some(inner),
+            None => Some(rest),
         }
-        Some(rest)
     };
+    joined.inner = inner;
     if let Some(inner) = joined.inner.clone() {
         if !joined.takes_rows(&inner) || goes_across(body, ranks, &joined, &inner) {
             return None;
@@ -480,13 +487,17 @@ fn match_dims(a: &Group, b: &Group, touch_a: &Touch, touch_b: &Touch) -> Option<
 
 /// The rules that hold inside of a group.
 fn is_whole(body: &Body<'_>, group: &Group) -> bool {
-    let full = group.dims.len();
-    let rows = group.inner.as_ref().map(|inner| full - inner.len());
+    let is_long = |dim: &usize| group.dims[*dim].1 != 1;
+    let full = (0..group.dims.len()).filter(is_long).count();
+    let inner: Option<BTreeSet<usize>> =
+        group.inner.as_ref().map(|inner| inner.iter().copied().filter(is_long).collect());
     for (id, names) in &group.members {
         let reduces = !group.exits.contains(id) && names.len() > body.graph.ty(*id).axes.len();
-        let is_full = names.len() == full;
-        let is_row = rows == Some(names.len())
-            && names.iter().all(|(_, dim)| group.inner.as_ref().is_some_and(|inner| !inner.contains(dim)));
+        let own: Vec<usize> = names.iter().map(|(_, dim)| *dim).filter(is_long).collect();
+        let is_full = own.len() == full;
+        let is_row = inner
+            .as_ref()
+            .is_some_and(|inner| own.len() == full - inner.len() && own.iter().all(|dim| !inner.contains(dim)));
         if !is_full && (!is_row || group.exits.contains(id)) {
             return false;
         }
