@@ -7,6 +7,7 @@
 mod block;
 mod clif;
 mod contract;
+pub mod cuda;
 mod deal;
 pub mod interp;
 mod isa;

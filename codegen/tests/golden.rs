@@ -1,4 +1,5 @@
-//! The CLIF of a few tiny kernels, to be read in review: what is inlined, what is called, and how loops are driven.
+//! The CLIF and the CUDA C of a few tiny kernels, to be read in review: what is inlined, what is called, how loops are driven, and
+//! which thread does what.
 
 use mdl_compiler::kernel::{
     Access, Buf, BufId, Contract, ContractDim, Dim, FoldKind, Index, Kernel, Nest, Operand, Position, Role, ScalarOp,
@@ -15,6 +16,8 @@ fn golden(name: &str, kernel: &Kernel) {
     let clif = mdl_codegen::clif(kernel).unwrap_or_else(|error| panic!("{error}"));
     insta::with_settings!({ snapshot_path => "golden", prepend_module_to_snapshot => false, omit_expression => true }, {
         insta::assert_snapshot!(name, format!("{kernel}\n{clif}"));
+        let cuda = mdl_codegen::cuda::program(std::slice::from_ref(kernel)).unwrap_or_else(|error| panic!("{error}"));
+        insta::assert_snapshot!(format!("{name}_cuda"), cuda.text);
     });
 }
 

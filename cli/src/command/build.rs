@@ -17,7 +17,7 @@ use crate::load::Loaded;
 use crate::progress::print_line;
 
 /// What `--emit` takes, in the order of the compiler's road.
-pub(crate) const EMITS: [&str; 7] = ["ast", "program", "graph", "fused", "kernels", "clif", "plan"];
+pub(crate) const EMITS: [&str; 8] = ["ast", "program", "graph", "fused", "kernels", "clif", "cuda", "plan"];
 
 pub(super) fn build(common: &Common, matches: &ArgMatches, color: bool) -> u8 {
     let loaded = match loaded(common, color) {
@@ -102,6 +102,7 @@ fn text(
                     let clif = plan.kernels.iter().map(mdl_codegen::clif).collect::<Result<Vec<_>, _>>();
                     Ok(clif.map_err(|error| error.to_string())?.concat())
                 }
+                "cuda" => Ok(mdl_codegen::cuda::program(&plan.kernels).map_err(|error| error.to_string())?.text),
                 _ => Ok(plan.to_string()),
             }
         }

@@ -5,6 +5,8 @@
 pub(crate) mod amx;
 pub(crate) mod products;
 
+mod card;
+
 use half::{bf16, f16};
 use mdl_codegen::{Buffers, Isa, Module, Pool, Target, interp};
 use mdl_compiler::kernel::{Buf, Kernel, Role};
@@ -176,7 +178,20 @@ pub(crate) fn run(kernel: &Kernel, memory: &[Block], how: Option<(Isa, &Pool)>) 
     copies
 }
 
-/// Compares compiled code, on every instruction set and with 1 and 3 threads, with the interpreter. `close(got, want)`
+fn agree(who: &str, kernel: &Kernel, got: &[Block], want: &[Block], close: &dyn Fn(f64, f64) -> bool) {
+    for (at, buf) in kernel.bufs.iter().enumerate() {
+        if buf.role == Role::Read {
+            continue;
+        }
+        let (got, want) = (numbers(&got[at], buf.dtype), numbers(&want[at], buf.dtype));
+        for (i, (got, want)) in got.iter().zip(&want).enumerate() {
+            let same = got == want || (got.is_nan() && want.is_nan());
+            assert!(same || close(*got, *want), "{who}: b{at}[{i}] is {got}, not {want}\n{kernel}");
+        }
+    }
+}
+
+/// Compares compiled code, on every instruction set and with 1 and 3 threads, and on a card, with the interpreter. `close(got, want)`
 /// says what is equal enough; different numbers of threads must give the same bits.
 pub(crate) fn compare(kernel: &Kernel, memory: &[Block], close: &dyn Fn(f64, f64) -> bool) {
     compare_on(&Isa::available(), kernel, memory, close);
@@ -187,24 +202,15 @@ pub(crate) fn compare_on(isas: &[Isa], kernel: &Kernel, memory: &[Block], close:
         panic!("{error}\n{kernel}");
     }
     let want = run(kernel, memory, None);
+    if let Some(got) = card::run(kernel, memory) {
+        agree("the card", kernel, &got, &want, close);
+    }
     for isa in isas.iter().copied() {
         let mut first: Option<Vec<Vec<u8>>> = None;
         for n_threads in [1, 3] {
             let pool = Pool::new(n_threads, false).expect("threads");
             let got = run(kernel, memory, Some((isa, &pool)));
-            for (at, buf) in kernel.bufs.iter().enumerate() {
-                if buf.role == Role::Read {
-                    continue;
-                }
-                let (got, want) = (numbers(&got[at], buf.dtype), numbers(&want[at], buf.dtype));
-                for (i, (got, want)) in got.iter().zip(&want).enumerate() {
-                    let same = got == want || (got.is_nan() && want.is_nan());
-                    assert!(
-                        same || close(*got, *want),
-                        "{isa}, {n_threads} threads: b{at}[{i}] is {got}, not {want}\n{kernel}"
-                    );
-                }
-            }
+            agree(&format!("{isa}, {n_threads} threads"), kernel, &got, &want, close);
             let bits: Vec<Vec<u8>> = got.iter().map(|block| block.bytes().to_vec()).collect();
             match &first {
                 None => first = Some(bits),
