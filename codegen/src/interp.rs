@@ -294,7 +294,11 @@ impl Memory<'_> {
                     let from = base(scatter.rows, |dim| dim.rows) + offset(&scatter.points, &point, |dim| dim.rows);
                     row[at as usize].push(self.load(scatter.rows.buf.0 as usize, from));
                 }
-                for (at, values) in row.iter().enumerate() {
+                for (at, values) in row.iter_mut().enumerate() {
+                    if let Some(start) = scatter.base {
+                        let from = base(start, |dim| dim.out) + scatter.stride * at as i64;
+                        values.insert(0, self.load(start.buf.0 as usize, from));
+                    }
                     let value = match (scatter.put, values.last()) {
                         (true, Some(last)) => *last,
                         _ if dtype == DType::Bool => Scalar::Bool(values.contains(&Scalar::Bool(true))),

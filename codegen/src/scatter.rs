@@ -33,7 +33,7 @@ fn offsets(dims: &[ScatterDim], flat: u64) -> (i64, i64, i64) {
     (rows, index, out)
 }
 
-/// Runs the tasks `lo..hi`: clears each range, then goes through all points.
+/// Runs the tasks `lo..hi`: clears each range, or makes it what the base is, then goes through all points.
 ///
 /// # Safety
 /// The kernel is verified, and `bufs` are its buffers, of these dtypes.
@@ -41,6 +41,8 @@ pub(crate) unsafe fn run(scatter: &Scatter, dtype: DType, index_dtype: DType, bu
     let ranges = RANGES.min(scatter.extent);
     let (rows, out) = (bufs.base(scatter.rows.buf.0 as usize), bufs.base(scatter.out.buf.0 as usize));
     let index = bufs.base(scatter.index.buf.0 as usize);
+    let base = scatter.base.map(|base| (bufs.base(base.buf.0 as usize), base.base - scatter.out.base));
+    let is_there = base.is_some_and(|(from, moved)| from == out && moved == 0);
     let (n_points, n_inner) = (count(&scatter.points), count(&scatter.inner));
     let run = &scatter.inner;
     let contiguous = dtype == DType::F32
@@ -59,7 +61,16 @@ pub(crate) unsafe fn run(scatter: &Scatter, dtype: DType, index_dtype: DType, bu
         let first = (scatter.extent * range / ranges) as i64;
         let last = (scatter.extent * (range + 1) / ranges) as i64;
         let target = |at: i64| scatter.out.base + keep_out + scatter.stride * at;
-        for at in first..last {
+        // Nothing is to be done where the base is the result's own memory.
+        for at in (first..last).filter(|_| !is_there) {
+            if let Some((from, moved)) = base {
+                for inner in 0..n_inner {
+                    let to = target(at) + offsets(&scatter.inner, inner).2;
+                    // SAFETY: `verify` checked the whole blocks of base and out.
+                    unsafe { memory::write(out, dtype, to, memory::read(from, dtype, to + moved)) };
+                }
+                continue;
+            }
             if contiguous {
                 // SAFETY: `verify` checked the whole block of out; a run of zero bits is a run of zeros.
                 unsafe { out.cast::<f32>().offset(target(at) as isize).write_bytes(0, n_inner as usize) };

@@ -50,7 +50,9 @@ fn random_scatters_agree_exactly() {
         let (out, out_len) = layout(&mut noise, &[extents[0], extents[2], extent]);
         let dim = |extent, rows, index, out| ScatterDim { extent, rows, index, out };
         let operand = |at| Operand { buf: BufId(at), base: 0 };
+        let base = noise.pick(&[None, Some(operand(3))]);
         let scatter = Scatter {
+            base,
             put,
             rows: operand(0),
             index: operand(1),
@@ -67,6 +69,7 @@ fn random_scatters_agree_exactly() {
             buf("rows", dtype, rows_len, Role::Read),
             buf("index", index_dtype, index_len, Role::Read),
             buf("out", dtype, out_len, Role::Write),
+            buf("base", dtype, out_len, Role::Read),
         ];
         let kernel = Kernel { name: format!("scatter {seed}"), bufs, work: Work::Scatter(scatter) };
         let memory = memory(&kernel, &mut noise);

@@ -12,7 +12,7 @@ mod merge;
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 
-use mdl_graph::{Name, NodeId, Op};
+use mdl_graph::{Name, NodeId, Op, ScatterKind};
 
 use crate::plane;
 use crate::schedule::layout::{Layout, Ranks};
@@ -29,7 +29,7 @@ pub(crate) enum Shape {
     Contract(NodeId),
     /// A plane: its first dimensions are so many of the batch, so many of rows, and the column.
     Plane { batch: usize, rows: usize },
-    /// One node with a kernel of its own kind, or a loop.
+    /// One node with a kernel of its own kind, or a loop. With a scatter that adds, there may be the sum of it and a base.
     Alone(NodeId),
 }
 
@@ -93,6 +93,44 @@ impl Group {
             inner: None,
             exits: BTreeSet::new(),
         }
+    }
+
+    /// Scatters that add to nothing and are then added, by the only one who reads them, to a value that nobody else reads: such as the
+    /// gradient of an embedding that is the model's head too. They add to that value at once, in its place.
+    fn scatters(body: &Body<'_>, ranks: &Ranks) -> BTreeMap<NodeId, Group> {
+        let mut readers: BTreeMap<NodeId, Vec<NodeId>> = BTreeMap::new();
+        for id in body.graph.ids() {
+            for read in &body.reads[id.idx()] {
+                readers.entry(read.root).or_default().push(id);
+            }
+        }
+        let is_own = |value: NodeId, sum: NodeId| {
+            readers.get(&value).is_some_and(|all| *all == [sum]) && !body.kept.contains(&value)
+        };
+        let takes = |sum: NodeId, scatter: NodeId, base: NodeId| {
+            let adds = matches!(body.graph.op(scatter), Op::Scatter { kind: ScatterKind::Add, .. });
+            let like = body.graph.ty(scatter) == body.graph.ty(base) && body.graph.ty(base) == body.graph.ty(sum);
+            let is_free = |id: NodeId| !body.apart.contains(&id);
+            adds && like
+                && scatter != base
+                && (body.is_computed(base) || matches!(body.graph.op(base), Op::Get(_)))
+                && is_own(scatter, sum)
+                && is_own(base, sum)
+                && is_free(scatter)
+                && is_free(sum)
+        };
+        let sums = body.graph.ids().filter(|id| body.kind(*id) == Kind::Map && *body.graph.op(*id) == Op::Add);
+        let mut groups = BTreeMap::new();
+        for sum in sums {
+            let [x, y] = *body.graph.args(sum) else { continue };
+            let Some((scatter, _)) = [(x, y), (y, x)].into_iter().find(|(x, y)| takes(sum, *x, *y)) else { continue };
+            let mut group = Group::single(body, ranks, scatter);
+            let dim = |name: &Name| group.dims.iter().position(|(other, _)| other == name);
+            let names = body.graph.ty(sum).axes.names().filter_map(|name| Some((name.clone(), dim(name)?))).collect();
+            group.members.insert(sum, names);
+            groups.insert(scatter, group);
+        }
+        groups
     }
 
     /// The dimensions that a reduction of the group sums over.
@@ -167,9 +205,15 @@ impl Fusion {
         if fuse {
             groups.extend(plane::find(body).iter().map(|plane| Group::plane(body, plane)));
         }
-        let taken: BTreeSet<NodeId> = groups.iter().flat_map(|group| group.members.keys().copied()).collect();
-        for id in body.graph.ids().filter(|id| body.is_computed(*id) && !taken.contains(id)) {
-            groups.push(Group::single(body, ranks, id));
+        let mut taken: BTreeSet<NodeId> = groups.iter().flat_map(|group| group.members.keys().copied()).collect();
+        let mut scatters = if fuse { Group::scatters(body, ranks) } else { BTreeMap::new() };
+        taken.extend(scatters.values().flat_map(|group| group.members.keys().copied()));
+        for id in body.graph.ids() {
+            match scatters.remove(&id) {
+                Some(group) => groups.push(group),
+                None if body.is_computed(id) && !taken.contains(&id) => groups.push(Group::single(body, ranks, id)),
+                None => {}
+            }
         }
         if fuse {
             groups = merge::merge(body, ranks, groups);

@@ -240,11 +240,13 @@ pub struct ContractDim {
     pub b: i64,
 }
 
-/// `out` is cleared; then, for each point of `points` in order, first outermost, the row of `rows` is added or put at
+/// `out` starts as `base`, or as zeros; then, for each point of `points` in order, first outermost, the row of `rows` is added or put at
 /// `out[keep, index[keep, point], inner]`. An index outside `0..extent` is left out. Duplicates combine in order.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Scatter {
     pub put: bool,
+    /// Lies like `out`, and may be the same memory.
+    pub base: Option<Operand>,
     pub rows: Operand,
     /// `i32` or `i64`.
     pub index: Operand,

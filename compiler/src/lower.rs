@@ -75,7 +75,7 @@ impl Lowering<'_, '_> {
                     let message = "`grad` is left in the graph: differentiate it first";
                     return Err(Failure::Error(CompileError::new(Some(root), message)));
                 }
-                _ => index::lower(self, root)?,
+                _ => index::lower(self, root, group.members.keys().copied().find(|id| *id != root))?,
             },
         };
         Ok(Some(lowered))

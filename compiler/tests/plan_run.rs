@@ -27,7 +27,7 @@ use mdl_compiler::reference;
 use mdl_compiler::testing::random_graph::{RandomOptions, random_graph};
 use mdl_compiler::testing::random_inputs;
 use mdl_compiler::tolerance::{is_close, tolerance};
-use mdl_graph::{Axis, AxisSet, DType, Graph, InputId, InputKind, Loop, Name, Op, Role, Scalar, Type};
+use mdl_graph::{Axis, AxisSet, DType, Graph, InputId, InputKind, Loop, Name, Op, Role, Scalar, ScatterKind, Type};
 use plan_support::run;
 
 /// A prepared graph planned, and the plan checked.
@@ -175,6 +175,45 @@ fn carries_trade_places() {
             g.output_as(format!("result {at}"), Role::Value, result);
         }
         all([(u64::from(reverse), g)].into_iter());
+    }
+}
+
+/// The gradient of a table that is looked up and multiplied by: rows are added to what is there, in its place, unless somebody else
+/// reads that.
+#[test]
+fn a_scatter_adds_to_what_is_there() {
+    for is_read in [false, true] {
+        let mut g = Graph::new();
+        let rows = |name: &str, size: u64| {
+            Type::new(DType::F32, AxisSet::of([Axis::new(name, size), Axis::new("width", 6)]).unwrap())
+        };
+        let x = g.input("x", InputKind::Batch, rows("t", 5));
+        let y = g.input(
+            "y",
+            InputKind::Batch,
+            Type::new(DType::F32, AxisSet::of([Axis::new("t", 5), Axis::new("vocab", 9)]).unwrap()),
+        );
+        let ids = g.input("ids", InputKind::Batch, Type::new(DType::I32, AxisSet::of([Axis::new("t", 5)]).unwrap()));
+        let head = g.add(Op::Contract(vec![Name::from("t")]), &[x, y]);
+        let axis = Axis::new("vocab", 9);
+        let table = g.add(Op::Scatter { axis, keep: Vec::new(), kind: ScatterKind::Add }, &[x, ids]);
+        let sum = g.add(Op::Add, &[table, head]);
+        g.output_as("gradient", Role::Value, sum);
+        if is_read {
+            g.output_as("head", Role::Value, head);
+        }
+        all([(u64::from(is_read), g.clone())].into_iter());
+        let plan = planned(&g, true).unwrap();
+        let is_onto = |step: &Step| match step {
+            Step::Launch { kernel, args } => match &plan.kernels[kernel.0 as usize].work {
+                Work::Scatter(scatter) => {
+                    scatter.base.is_some_and(|base| args[base.buf.0 as usize] == args[scatter.out.buf.0 as usize])
+                }
+                _ => false,
+            },
+            _ => false,
+        };
+        assert_eq!(plan.steps.iter().any(is_onto), !is_read, "{plan}");
     }
 }
 

@@ -66,7 +66,9 @@ pub(super) fn print(text: &mut Text, unit: &mut Unit<'_>, scatter: &Scatter) {
     let verb = if scatter.put { "takes the last of" } else { "adds up" };
     unit.describe(text, &format!("each of {total} elements {verb} the points that go there."));
     let spares = [(&sorted, false), (&keys, false)];
-    unit.open(text, "", (total.div_ceil(THREADS), THREADS), &[rows, out], &spares);
+    let base = scatter.base.map(|base| (base.buf.0 as usize, base.base));
+    let bufs: Vec<usize> = [rows, out].into_iter().chain(base.map(|(buf, _)| buf)).collect();
+    unit.open(text, "", (total.div_ceil(THREADS), THREADS), &bufs, &spares);
     flat_thread(text, "long long", THREADS, total);
     let how = super::print::unflatten("i", &[keep, scatter.extent, inner]);
     text.line(format!("const long long keep = {}, at = {}, inner = {};", how[0], how[1], how[2]));
@@ -77,7 +79,14 @@ pub(super) fn print(text: &mut Text, unit: &mut Unit<'_>, scatter: &Scatter) {
     text.line("    if (own[middle] < at) first = middle + 1;");
     text.line("    else end = middle;");
     text.line("}");
-    text.line(format!("{ty} sum = {};", neutral(FoldKind::Sum, dtype)));
+    let mut place = walk(&scatter.keep, |dim| dim.out).offset("keep");
+    place.push((scatter.stride, "at".into()));
+    place.extend(walk(&scatter.inner, |dim| dim.out).offset("inner"));
+    let start = match base {
+        Some((buf, from)) => loaded(stored_as, &format!("b{buf}[{}]", sum(&place, from))),
+        None => neutral(FoldKind::Sum, dtype),
+    };
+    text.line(format!("{ty} sum = {start};"));
     text.open(format!("for (int s = first; s < {n} && own[s] == at; s++)"));
     text.line(format!("const int point = sorted[keep * {n} + s];"));
     let mut terms = walk(&scatter.keep, |dim| dim.rows).offset("keep");
@@ -86,10 +95,7 @@ pub(super) fn print(text: &mut Text, unit: &mut Unit<'_>, scatter: &Scatter) {
     let value = loaded(stored_as, &format!("b{rows}[{}]", sum(&terms, scatter.rows.base)));
     text.line(if scatter.put { format!("sum = {value};") } else { joined(FoldKind::Sum, dtype, "sum", &value) });
     text.close();
-    let mut terms = walk(&scatter.keep, |dim| dim.out).offset("keep");
-    terms.push((scatter.stride, "at".into()));
-    terms.extend(walk(&scatter.inner, |dim| dim.out).offset("inner"));
     let value = if stored_as == DType::Bool { "sum != 0".to_string() } else { stored(stored_as, "sum") };
-    text.line(format!("b{out}[{}] = {value};", sum(&terms, scatter.out.base)));
+    text.line(format!("b{out}[{}] = {value};", sum(&place, scatter.out.base)));
     text.close();
 }

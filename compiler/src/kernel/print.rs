@@ -331,11 +331,11 @@ impl fmt::Display for Kernel {
             Work::Scatter(scatter) => {
                 let verb = if scatter.put { "put" } else { "add" };
                 let (rows, index, out) = (scatter.rows, scatter.index, scatter.out);
-                writeln!(
-                    f,
-                    "  scatter {verb} {rows} at {index} into {out}: {} stride {}",
-                    scatter.extent, scatter.stride
-                )?;
+                write!(f, "  scatter {verb} {rows} at {index} ")?;
+                if let Some(base) = scatter.base {
+                    write!(f, "onto {base} ")?;
+                }
+                writeln!(f, "into {out}: {} stride {}", scatter.extent, scatter.stride)?;
                 scatter_dims(f, "keep", &scatter.keep)?;
                 scatter_dims(f, "points", &scatter.points)?;
                 scatter_dims(f, "inner", &scatter.inner)

@@ -4,7 +4,7 @@
 //! as points. So a result may only have the place of an operand when no element of it is touched at two points: else one point
 //! reads what another has written already, now and then, and a run is no longer its own witness.
 
-use super::{Access, BufId, Dim, Kernel, Position, Stmt, Work};
+use super::{Access, BufId, Dim, Kernel, Position, Stmt, Term, Work};
 
 impl Kernel {
     /// Whether `to` may be the very memory of `from`, when everything is read before it is written: both are only touched by
@@ -24,12 +24,21 @@ impl Kernel {
                 }
                 (&contract.body, contract.body_dims(), false)
             }
+            Work::Scatter(scatter) => {
+                let is_base = scatter.base.is_some_and(|base| base.buf == from && base.base == scatter.out.base);
+                return is_base && scatter.out.buf == to;
+            }
             // Blocks of a plane read what other blocks read.
-            Work::Plane(_) | Work::Scatter(_) | Work::Prefix(_) | Work::Top(_) => return false,
+            Work::Plane(_) | Work::Prefix(_) | Work::Top(_) => return false,
         };
         let mut place: Option<&Access> = None;
+        let mut rows: Vec<&Access> = Vec::new();
         let mut is_one = |access| same(place.get_or_insert(access), access);
         let all = body.iter().all(|stmt| match stmt {
+            Stmt::Load { buf, access, .. } if *buf == from && whole_strip && gathers_in_row(access, &dims) => {
+                rows.push(access);
+                true
+            }
             Stmt::Load { buf, access, .. } => *buf != from || is_one(access),
             Stmt::Store { buf, access, .. } => *buf != to || is_one(access),
             Stmt::Exit { buf, .. } => *buf != to,
@@ -37,7 +46,8 @@ impl Kernel {
         });
         let n_apart = if whole_strip { dims.len() - 1 } else { dims.len() };
         let differs = |access: &Access| (0..n_apart).all(|at| dims[at] <= 1 || access.depends_on(Dim(at as u32)));
-        all && place.is_none_or(differs)
+        let same_row = |place: &Access| rows.iter().all(|row| row_of(row, &dims) == row_of(place, &dims));
+        all && place.is_none_or(|place| differs(place) && same_row(place))
     }
 
     /// Whether no load of `from` comes after a store of `to`.
@@ -45,11 +55,31 @@ impl Kernel {
         let body = match &self.work {
             Work::Nest(nest) => &nest.body,
             Work::Contract(contract) => &contract.body,
-            Work::Plane(_) | Work::Scatter(_) | Work::Prefix(_) | Work::Top(_) => return false,
+            // Nothing is added before the base is there.
+            Work::Scatter(_) => return self.may_overwrite(from, to),
+            Work::Plane(_) | Work::Prefix(_) | Work::Top(_) => return false,
         };
         let mut after = body.iter().skip_while(|stmt| !matches!(stmt, Stmt::Store { buf, .. } if *buf == to));
         !after.any(|stmt| matches!(stmt, Stmt::Load { buf, .. } if *buf == from))
     }
+}
+
+/// Whether a load takes one number of its row, at a place that is a value: rows are dense, and no place lies outside.
+fn gathers_in_row(access: &Access, dims: &[u64]) -> bool {
+    let Some(strip) = dims.last() else { return false };
+    let mut gathered = access.terms.iter().filter(|term| matches!(term.index, Position::Value(_)));
+    let is_inside = |term: &Term| term.coef == 1 && term.range == Some((0, *strip as i64));
+    gathered.next().is_some_and(is_inside) && gathered.next().is_none()
+}
+
+/// Where the row of an access begins: its terms without those that move along a dense row.
+fn row_of<'a>(access: &'a Access, dims: &[u64]) -> (i64, Vec<&'a Term>) {
+    let strip = Dim(dims.len() as u32 - 1);
+    let moves = |term: &&Term| match &term.index {
+        Position::Index(index) => !index.depends_on(strip) || index.terms.len() > 1 || term.coef != 1,
+        Position::Value(_) => false,
+    };
+    (access.base, access.terms.iter().filter(moves).collect())
 }
 
 /// The same positions; gathered ones are not known to be.
@@ -62,7 +92,7 @@ fn same(one: &Access, other: &Access) -> bool {
 mod tests {
     use mdl_graph::DType;
 
-    use super::super::{Access, Buf, BufId, Dim, FoldKind, Kernel, Nest, Role, Stmt, Val, ValId, Work};
+    use super::super::{Access, Buf, BufId, Dim, FoldKind, Kernel, Nest, Position, Role, Stmt, Term, Val, ValId, Work};
 
     /// y0 = x0 along a grid and a strip, and y1 = x1 in each row.
     fn kernel(grid: u64, strip: u64, folds: bool) -> Kernel {
@@ -101,6 +131,26 @@ mod tests {
             assert_eq!(kernel.may_overwrite(BufId(2), BufId(3)), folds || strip == 1, "folds {folds}, strip {strip}");
             assert!(!kernel.may_overwrite(BufId(0), BufId(3)) || strip == 1);
         }
+    }
+
+    /// A cross-entropy picks the label's logit out of a row that it overwrites with its gradient.
+    #[test]
+    fn a_number_picked_out_of_the_same_row_may_be_overwritten() {
+        let picked = |row: i64, range: i64, folds: bool| {
+            let mut kernel = kernel(3, 40, folds);
+            let Work::Nest(nest) = &mut kernel.work else { panic!("a nest") };
+            let place = Term { index: Position::Value(ValId(3)), coef: 1, range: Some((0, range)) };
+            let mut access = Access::affine(0, &[(Dim(0), row)]);
+            access.terms.push(place);
+            nest.vals.extend([Val::row(DType::I32), Val::row(DType::F32)]);
+            let index = Stmt::Const { val: ValId(3), value: mdl_graph::Scalar::Int(7) };
+            nest.body.splice(0..0, [index, Stmt::Load { val: ValId(4), buf: BufId(0), access }]);
+            kernel.verify().unwrap();
+            kernel.may_overwrite(BufId(0), BufId(1))
+        };
+        assert!(picked(40, 40, true));
+        // Another row's, another place's, or a row in pieces.
+        assert!(!picked(20, 40, true) && !picked(40, 20, true) && !picked(40, 40, false));
     }
 
     #[test]

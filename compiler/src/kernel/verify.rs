@@ -83,8 +83,16 @@ impl Kernel {
                 let dims = || groups.into_iter().flatten();
                 self.span(scatter.rows, Role::Read, dims().map(|dim| (dim.extent, dim.rows)))?;
                 self.span(scatter.index, Role::Read, dims().map(|dim| (dim.extent, dim.index)))?;
-                let out = scatter.keep.iter().chain(&scatter.inner).map(|dim| (dim.extent, dim.out));
-                self.span(scatter.out, Role::Write, out.chain([(scatter.extent, scatter.stride)]))
+                let out = || {
+                    let dims = scatter.keep.iter().chain(&scatter.inner).map(|dim| (dim.extent, dim.out));
+                    dims.chain([(scatter.extent, scatter.stride)])
+                };
+                if let Some(base) = scatter.base {
+                    let equal = self.buf(base.buf)?.dtype == self.buf(scatter.out.buf)?.dtype;
+                    ensure!(equal, "base and out differ in dtype");
+                    self.span(base, Role::Read, out())?;
+                }
+                self.span(scatter.out, Role::Write, out())
             })()
             .map_err(plain),
             Work::Prefix(prefix) => (|| {

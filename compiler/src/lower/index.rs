@@ -34,10 +34,12 @@ impl Parts {
     }
 }
 
-pub(super) fn lower(low: &Lowering<'_, '_>, root: NodeId) -> Outcome<Lowered> {
+/// The kernel of a node, or of a scatter whose result `onto`, a sum, adds to a base.
+pub(super) fn lower(low: &Lowering<'_, '_>, root: NodeId, onto: Option<NodeId>) -> Outcome<Lowered> {
     let node = low.body.graph.node(root);
     let mut parts = Parts { bufs: Vec::new(), touches: Vec::new() };
-    let layout = low.layout(root)?;
+    let result = onto.unwrap_or(root);
+    let layout = low.layout(result)?;
     let work = match &node.op {
         Op::Scatter { axis, keep, kind } => {
             let (rows, index) = (node.args[0], node.args[1]);
@@ -46,7 +48,17 @@ pub(super) fn lower(low: &Lowering<'_, '_>, root: NodeId) -> Outcome<Lowered> {
                 return Err(Failure::Store(index));
             }
             let ((rows_at, rows_op), (index_at, index_op)) = (parts.operand(low, rows)?, parts.operand(low, index)?);
-            let out = Operand { buf: parts.buf(low, root, layout, true), base: 0 };
+            let base = match onto.map(|sum| low.body.graph.args(sum)) {
+                Some([x, y]) => Some(parts.operand(low, if *x == root { *y } else { *x })?),
+                _ => None,
+            };
+            // A base that lies in another way is no base.
+            if let Some((at, _)) = &base
+                && layout.axes.iter().any(|(axis, stride)| axis.size != 1 && at.stride(&axis.name) != *stride)
+            {
+                return Err(Failure::Store(root));
+            }
+            let out = Operand { buf: parts.buf(low, result, layout, true), base: 0 };
             let index_axes = &low.body.graph.ty(index).axes;
             let row_axes = &low.body.graph.ty(rows).axes;
             let dim = |axis: &Axis| ScatterDim {
@@ -65,6 +77,7 @@ pub(super) fn lower(low: &Lowering<'_, '_>, root: NodeId) -> Outcome<Lowered> {
             let inner_order = low.ranks.order(&row_axes.minus(index_axes));
             Work::Scatter(Scatter {
                 put: *kind == ScatterKind::Put,
+                base: base.map(|(_, operand)| operand),
                 rows: rows_op,
                 index: index_op,
                 out,

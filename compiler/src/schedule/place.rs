@@ -1,7 +1,7 @@
 //! Offsets in the arena: buffers whose lifetimes meet do not overlap, and the whole is small.
 //!
 //! Greedy: the largest buffer first, each at the lowest gap that holds it (Pisarchyk and Lee 2020, arXiv:2001.03288). The order of
-//! first use is tried too, and the smaller of the two results is taken.
+//! first use is tried too, and pairs of what leaves with what comes in its stead; the smallest result is taken.
 //!
 //! What a loop stacks comes to life slice by slice, and what it scans is done with slice by slice. So the gradients that a backward loop
 //! stacks may move into what the forward loop saved as that is read: lifetimes are those of slices, offsets those of whole buffers.
@@ -104,10 +104,41 @@ pub(super) fn place(spans: &[Span]) -> Placed {
     let mut order: Vec<usize> = (0..spans.len()).collect();
     order.sort_by_key(|at| (std::cmp::Reverse(spans[*at].bytes), spans[*at].first, *at));
     let by_size = greedy(spans, &order);
+    let by_pairs = [false, true].map(|larger| greedy(spans, &paired(spans, &order, larger)));
     order.sort_by_key(|at| (spans[*at].first, std::cmp::Reverse(spans[*at].bytes), *at));
     let by_time = greedy(spans, &order);
-    let (offsets, bytes) = if by_time.1 < by_size.1 { by_time } else { by_size };
+    let mut best = by_size;
+    for other in by_pairs.into_iter().chain([by_time]) {
+        if other.1 < best.1 {
+            best = other;
+        }
+    }
+    let (offsets, bytes) = best;
     Placed { offsets, bytes, bound, live }
+}
+
+/// This order, but right after what a loop is done with slice by slice comes what that loop makes so, the largest that has room there or
+/// the smallest that is `larger` (then nothing that loops make so comes sooner): before the next buffer closes the gap that the two need
+/// at one end.
+fn paired(spans: &[Span], order: &[usize], larger: bool) -> Vec<usize> {
+    let is_late = |at: &usize| larger && spans[*at].comes.is_some() && spans[*at].goes.is_none();
+    let (late, mut left): (Vec<usize>, Vec<usize>) = order.iter().copied().partition(is_late);
+    left.extend(late);
+    let mut paired = Vec::with_capacity(order.len());
+    while !left.is_empty() {
+        let host = left.remove(0);
+        paired.push(host);
+        let Some(goes) = spans[host].goes else { continue };
+        let comes = |at: &usize| {
+            let loops = spans[*at].comes.is_some_and(|comes| (comes.first, comes.last) == (goes.first, goes.last));
+            loops && (larger == (spans[*at].bytes > spans[host].bytes))
+        };
+        let guest = if larger { left.iter().rposition(comes) } else { left.iter().position(comes) };
+        if let Some(guest) = guest {
+            paired.push(left.remove(guest));
+        }
+    }
+    paired
 }
 
 fn aligned(bytes: u64) -> u64 {
