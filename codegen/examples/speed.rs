@@ -6,8 +6,8 @@ use std::time::Instant;
 
 use mdl_codegen::{Buffers, Isa, Module, Pool, Target};
 use mdl_compiler::kernel::{
-    Access, Buf, BufId, Contract, ContractDim, Dim, FoldKind, Kernel, Nest, Operand, Role, ScalarOp, Stmt, Val, ValId,
-    Work,
+    Access, Buf, BufId, Contract, ContractDim, Dim, FoldKind, Kernel, Nest, Operand, Parts, Role, ScalarOp, Stmt, Val,
+    ValId, Work,
 };
 use mdl_graph::DType;
 
@@ -26,6 +26,7 @@ fn product(batch: u64, m: u64, n: u64, k: u64, a: (i64, i64), b: (i64, i64)) -> 
         m: vec![dim(m, a.0, 0)],
         n: vec![dim(n, 0, b.1)],
         k: vec![dim(k, a.1, b.0)],
+        parts: Parts::Whole,
         vals: vec![Val::strip(DType::F32)],
         body: vec![Stmt::Store {
             buf: BufId(2),

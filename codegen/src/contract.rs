@@ -86,7 +86,7 @@ impl Contraction {
         let size = |dims: &[ContractDim]| dims.iter().map(|dim| dim.extent as usize).product::<usize>();
         let (m, n, k) = (size(&contract.m), size(&contract.n), size(&contract.k));
         let dtype = kernel.bufs[contract.a.buf.0 as usize].dtype;
-        let unit = Unit::of(isa, dtype);
+        let unit = Unit::of(isa, dtype, contract.parts);
         let blocks = Blocks::of(m, n, k, &unit, dtype);
         let (a_k, b_k) = (side(&contract.k, |dim| dim.a), side(&contract.k, |dim| dim.b));
         Contraction {

@@ -8,6 +8,7 @@ use common::amx::{Op, Tiles, carried_out, decode, provide};
 use common::{Noise, compare_on, memory, numbers, products, run};
 use half::bf16;
 use mdl_codegen::{Isa, Pool};
+use mdl_compiler::kernel::{Kernel, Parts, Work};
 use mdl_graph::DType;
 
 /// Around tiles of 16, panels of 32, and pairs of k; two of them are one dimension of a product.
@@ -86,6 +87,94 @@ fn sums_are_as_exact_as_f32() {
             let error = (got[row * n as usize + column] - exact).abs();
             assert!(error <= size * 1e-6, "row {row}, column {column}: off by {error} of {size}");
         }
+    }
+}
+
+/// Numbers of 24 bits, from small to large: what a product in parts is off by, of the sum of all terms' sizes.
+fn error_in_parts((isa, parts): (Isa, Parts)) -> f64 {
+    let (m, n, k) = (19u64, 35u64, 300u64);
+    let mut worst = 0.0f64;
+    for (at, mut kernel) in products::in_all_layouts((m, n, k), DType::F32, DType::F32).into_iter().enumerate() {
+        let Work::Contract(contract) = &mut kernel.work else { unreachable!("a product") };
+        contract.parts = parts;
+        let mut noise = Noise::new(9 + at as u32);
+        let mut memory = memory(&kernel, &mut noise);
+        for block in memory.iter_mut().take(2) {
+            let base = block.address();
+            for i in 0..block.bytes().len() / 4 {
+                let number = f64::from(noise.word()) / f64::from(u32::MAX) - 0.5;
+                common::write(base, DType::F32, i, number * [1e-3, 1.0, 1e3][noise.below(3)]);
+            }
+        }
+        let (a, b) = (numbers(&memory[0], DType::F32), numbers(&memory[1], DType::F32));
+        let (a_at, b_at) = (&contract_strides(&kernel)[..2], &contract_strides(&kernel)[2..]);
+        let mut first: Option<Vec<f64>> = None;
+        for threads in [1, 2] {
+            let pool = Pool::new(threads, false).expect("threads");
+            let got = numbers(&run(&kernel, &memory, Some((isa, &pool)))[2], DType::F32);
+            for row in 0..m as usize {
+                for column in 0..n as usize {
+                    let terms =
+                        (0..k as usize).map(|j| a[row * a_at[0] + j * a_at[1]] * b[column * b_at[0] + j * b_at[1]]);
+                    let (exact, size) = terms.fold((0.0, 0.0), |(sum, size), term| (sum + term, size + term.abs()));
+                    worst = worst.max((got[row * n as usize + column] - exact).abs() / size);
+                }
+            }
+            assert!(first.get_or_insert_with(|| got.clone()) == &got, "{threads} threads give other bits");
+        }
+    }
+    worst
+}
+
+/// Strides of a along (m, k), and of b along (n, k).
+fn contract_strides(kernel: &Kernel) -> [usize; 4] {
+    let Work::Contract(contract) = &kernel.work else { unreachable!("a product") };
+    [contract.m[0].a, contract.k[0].a, contract.n[0].b, contract.k[0].b].map(|stride| stride as usize)
+}
+
+#[test]
+fn products_in_parts_are_as_exact_as_their_documentation_says() {
+    if !ready() {
+        return;
+    }
+    let how = [(Isa::Avx512, Parts::Whole), (Isa::Amx, Parts::Three), (Isa::Amx, Parts::Six)];
+    let [whole, three, six] = how.map(error_in_parts);
+    println!("whole: {whole:.1e}, 3 products: {three:.1e}, 6 products: {six:.1e}");
+    assert!(three <= 5e-6 && three > 1e-7, "{three}");
+    assert!(six <= 4e-7, "{six}");
+}
+
+#[test]
+fn products_in_parts_keep_what_is_not_finite_and_what_is_exact() {
+    if !ready() {
+        return;
+    }
+    for parts in [Parts::Three, Parts::Six] {
+        for seed in 0..20 {
+            let (mut kernel, mut noise) = products::random(seed, &[DType::F32], &SIZES);
+            if let Work::Contract(contract) = &mut kernel.work {
+                contract.parts = parts;
+            }
+            let memory = memory(&kernel, &mut noise);
+            compare_on(&[Isa::Amx], &kernel, &memory, &|_, _| false);
+        }
+        let mut kernel = products::in_all_layouts((3, 3, 3), DType::F32, DType::F32).swap_remove(0);
+        if let Work::Contract(contract) = &mut kernel.work {
+            contract.parts = parts;
+        }
+        let mut memory = memory(&kernel, &mut Noise::new(1));
+        for (at, number) in [(0, f64::INFINITY), (4, f64::NAN), (8, f64::from(f32::MAX))] {
+            common::write(memory[0].address(), DType::F32, at, number);
+        }
+        for at in 0..9 {
+            common::write(memory[1].address(), DType::F32, at, 0.5);
+        }
+        let pool = Pool::new(1, false).expect("threads");
+        let got = numbers(&run(&kernel, &memory, Some((Isa::Amx, &pool)))[2], DType::F32);
+        assert!(got[..3].iter().all(|x| *x == f64::INFINITY), "{got:?}");
+        assert!(got[3..6].iter().all(|x| x.is_nan()), "{got:?}");
+        let near = |x: &f64| (x / f64::from(f32::MAX) - 0.5).abs() < 1e-4;
+        assert!(got[6..].iter().all(near), "{got:?}");
     }
 }
 

@@ -2,8 +2,8 @@
 //! which thread does what.
 
 use mdl_compiler::kernel::{
-    Access, Buf, BufId, Contract, ContractDim, Dim, FoldKind, Index, Kernel, Nest, Operand, Position, Role, ScalarOp,
-    Stmt, Term, Val, ValId, Work,
+    Access, Buf, BufId, Contract, ContractDim, Dim, FoldKind, Index, Kernel, Nest, Operand, Parts, Position, Role,
+    ScalarOp, Stmt, Term, Val, ValId, Work,
 };
 use mdl_graph::DType;
 
@@ -85,6 +85,7 @@ fn linear_with_bias() {
         m: vec![dim(5, 4, 0)],
         n: vec![dim(8, 0, 1)],
         k: vec![dim(4, 1, 8)],
+        parts: Parts::Whole,
         vals: vec![Val::strip(DType::F32); 3],
         body: vec![
             Stmt::Load { val: bias, buf: BufId(2), access: Access::affine(0, &[(Dim(1), 1)]) },

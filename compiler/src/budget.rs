@@ -70,6 +70,7 @@ pub fn compile(
     planning: &PlanOptions,
     memory: Option<u64>,
 ) -> Result<Plan, StepError> {
+    let planning = &PlanOptions { parts: options.precision.parts(), ..planning.clone() };
     let attempt = |saved_bytes: Option<u64>| -> Result<Plan, StepError> {
         let graph = prepare(step, &Options { saved_bytes, ..options.clone() })?;
         plan(&graph, planning).map_err(|error| {

@@ -221,8 +221,23 @@ pub struct Contract {
     /// `a` strides are 0.
     pub n: Vec<ContractDim>,
     pub k: Vec<ContractDim>,
+    #[serde(default)]
+    pub parts: Parts,
     pub vals: Vec<Val>,
     pub body: Vec<Stmt>,
+}
+
+/// How a product of `f32` may be made by a unit that multiplies `bf16` only: a number is cut into parts, and as many products of
+/// parts are summed. Elsewhere, and for other dtypes, it says nothing.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum Parts {
+    /// Not at all.
+    #[default]
+    Whole,
+    /// Of two parts each: all but the smallest product.
+    Three,
+    /// Of three parts each.
+    Six,
 }
 
 /// A buffer from an offset, in elements.

@@ -18,7 +18,7 @@ use std::collections::BTreeMap;
 use mdl_graph::{DType, Name, NodeId, Op};
 
 use crate::fuse::{Body, Fusion, Group, Shape};
-use crate::kernel::{Kernel, Val};
+use crate::kernel::{Kernel, Parts, Val};
 use crate::plan::CompileError;
 use crate::schedule::layout::{Layout, Ranks};
 
@@ -57,6 +57,7 @@ pub(crate) struct Lowering<'a, 'g> {
     /// Where values in memory lie: of each the places that it is written to.
     pub(crate) layouts: &'a BTreeMap<NodeId, Vec<Layout>>,
     pub(crate) round_every_node: bool,
+    pub(crate) parts: Parts,
 }
 
 impl Lowering<'_, '_> {

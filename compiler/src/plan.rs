@@ -15,7 +15,7 @@ use std::fmt;
 use mdl_graph::{Axis, DType, Graph, InputKind, Name, NodeId};
 use serde::{Deserialize, Serialize};
 
-use crate::kernel::Kernel;
+use crate::kernel::{Kernel, Parts};
 
 pub use report::{Category, GroupReport, Report};
 pub use verify::PlanError;
@@ -143,13 +143,15 @@ pub struct PlanOptions {
     pub fuse: bool,
     /// Rounds every value to its storage dtype, also inside kernels, so that fused and unfused runs round alike.
     pub round_every_node: bool,
+    /// How products of `f32` may be made; [`crate::budget::compile`] sets it from the precision.
+    pub parts: Parts,
     /// The order of axes of these inputs, for plans that share tensors with another: take it from its [`Plan::orders`].
     pub orders: BTreeMap<Name, Vec<Name>>,
 }
 
 impl Default for PlanOptions {
     fn default() -> PlanOptions {
-        PlanOptions { fuse: true, round_every_node: false, orders: BTreeMap::new() }
+        PlanOptions { fuse: true, round_every_node: false, parts: Parts::Whole, orders: BTreeMap::new() }
     }
 }
 

@@ -19,6 +19,7 @@ mod strip {
     }
 }
 
+use mdl_compiler::kernel::{Parts, Work};
 use mdl_compiler::pass;
 use mdl_compiler::plan::{Plan, PlanOptions, Step, plan};
 use mdl_compiler::reference::{self, Data, Tensor};
@@ -117,6 +118,28 @@ fn the_loss_in_pieces_computes_what_the_reference_says() {
         assert_eq!(sums.body.ty(output.node).dtype, DType::F32, "{low}");
     }
     planned(&low);
+}
+
+/// Only the model's products are made in parts, forward and backward, and only where it is asked for.
+#[test]
+fn products_in_parts_are_asked_for() {
+    let parts = |precision| {
+        let options = pass::Options { precision, ..pass::Options::default() };
+        let step = training_step(&TINY);
+        let plan = mdl_compiler::budget::compile(&step, &options, &PlanOptions::default(), None).unwrap();
+        let products = plan.kernels.iter().filter_map(|kernel| match &kernel.work {
+            Work::Contract(contract) => Some(contract.parts),
+            _ => None,
+        });
+        products.collect::<Vec<_>>()
+    };
+    let whole = parts(pass::Precision::F32);
+    assert!(whole.iter().all(|parts| *parts == Parts::Whole));
+    for (precision, wanted) in [(pass::Precision::BF16x3, Parts::Three), (pass::Precision::BF16x6, Parts::Six)] {
+        let cut = parts(precision);
+        assert_eq!(cut.len(), whole.len());
+        assert!(cut.iter().filter(|parts| **parts == wanted).count() > whole.len() / 2, "{cut:?}");
+    }
 }
 
 /// A vocabulary of 50,304: its logits are cut without being asked for, those of a small vocabulary are not.

@@ -259,6 +259,8 @@ pub enum Precision {
     F32,
     BF16,
     F16,
+    BF16x3,
+    BF16x6,
 }
 
 /// `evaluate = every(250, on: plays.val)`.

@@ -26,6 +26,8 @@ pub fn options(spec: &TrainSpec) -> Options {
         spec::Precision::F32 => Precision::F32,
         spec::Precision::BF16 => Precision::BF16,
         spec::Precision::F16 => Precision::F16,
+        spec::Precision::BF16x3 => Precision::BF16x3,
+        spec::Precision::BF16x6 => Precision::BF16x6,
     };
     Options { precision, micro: spec.micro, ..Options::default() }
 }

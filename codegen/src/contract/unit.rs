@@ -4,6 +4,7 @@
 //! [`Unit::rows`] rows of A and [`Unit::columns`] columns of B, and the product of two panels. Packed memory is counted in
 //! numbers of four bytes.
 
+use mdl_compiler::kernel::Parts;
 use mdl_graph::DType;
 
 use super::amx::{self, Tiles};
@@ -29,8 +30,8 @@ pub(super) enum Operand {
 pub(super) struct Held(bool);
 
 impl Unit {
-    pub(super) fn of(isa: Isa, dtype: DType) -> Unit {
-        match Tiles::of(isa, dtype) {
+    pub(super) fn of(isa: Isa, dtype: DType, parts: Parts) -> Unit {
+        match Tiles::of(isa, dtype, parts) {
             Some(tiles) => Unit::Tiles(tiles),
             None => Unit::Vectors(Micro::of(isa)),
         }

@@ -1,7 +1,7 @@
 //! Contractions for tests.
 
 use mdl_compiler::kernel::{
-    Access, Buf, BufId, Contract, ContractDim, Dim, Kernel, Operand, Role, ScalarOp, Stmt, Val, ValId, Work,
+    Access, Buf, BufId, Contract, ContractDim, Dim, Kernel, Operand, Parts, Role, ScalarOp, Stmt, Val, ValId, Work,
 };
 use mdl_graph::DType;
 
@@ -37,6 +37,7 @@ pub(crate) fn random(seed: u32, dtypes: &[DType], sizes: &[u64]) -> (Kernel, Noi
         m: (0..nm).map(|i| dim(m[i], a[nb + i], 0)).collect(),
         n: (0..nn).map(|i| dim(n[i], 0, b[nb + i])).collect(),
         k: (0..k.len()).map(|i| dim(k[i], a[nb + nm + i], b[nb + nn + i])).collect(),
+        parts: Parts::Whole,
         vals: vec![product],
         body: Vec::new(),
     };
@@ -81,6 +82,7 @@ pub(crate) fn in_all_layouts((m, n, k): (u64, u64, u64), dtype: DType, out: DTyp
             m: vec![ContractDim { extent: m, a: a.0 as i64, b: 0 }],
             n: vec![ContractDim { extent: n, a: 0, b: b.0 as i64 }],
             k: vec![ContractDim { extent: k, a: a.1 as i64, b: b.1 as i64 }],
+            parts: Parts::Whole,
             vals: vec![Val::strip(dtype)],
             body: vec![Stmt::Store { buf: BufId(2), access, val: ValId(0) }],
         };

@@ -3,7 +3,7 @@
 use std::fmt;
 
 use super::{
-    Access, BufId, Contract, ContractDim, Dim, FoldKind, Index, Keeps, Kernel, Nest, Operand, PairDim, Plane,
+    Access, BufId, Contract, ContractDim, Dim, FoldKind, Index, Keeps, Kernel, Nest, Operand, PairDim, Parts, Plane,
     PlaneSide, Position, Rank, Role, ScalarOp, ScatterDim, Stmt, Term, Val, ValId, Work,
 };
 
@@ -276,7 +276,12 @@ impl fmt::Display for Nest {
 
 impl fmt::Display for Contract {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "  contract {} · {}", self.a, self.b)?;
+        let parts = match self.parts {
+            Parts::Whole => "",
+            Parts::Three => " in 3 products",
+            Parts::Six => " in 6 products",
+        };
+        writeln!(f, "  contract {} · {}{parts}", self.a, self.b)?;
         contract_dims(f, "batch", &self.batch)?;
         contract_dims(f, "m", &self.m)?;
         contract_dims(f, "n", &self.n)?;

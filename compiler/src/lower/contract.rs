@@ -1,13 +1,13 @@
 //! Contractions: the template's dimensions from the axes of the two operands, and the maps over the result as its body.
 
-use mdl_graph::{Axis, Name, NodeId, Op, bug};
+use mdl_graph::{Axis, DType, Name, NodeId, Op, Phase, bug};
 
 use super::coord::Coord;
 use super::strided::{Strided, resolve};
 use super::writer::Writer;
 use super::{Failure, Lowered, Lowering, Outcome, collapse};
 use crate::fuse::{Group, Kind};
-use crate::kernel::{Contract, ContractDim, Dim, Kernel, Operand, Rank, Work};
+use crate::kernel::{Contract, ContractDim, Dim, Kernel, Operand, Parts, Rank, Work};
 
 fn operand(low: &Lowering<'_, '_>, id: NodeId) -> Outcome<Strided> {
     let layout = |id: NodeId| low.layouts.get(&id).and_then(|places| places.first());
@@ -76,6 +76,8 @@ pub(super) fn lower(low: &Lowering<'_, '_>, group: &Group, root: NodeId) -> Outc
         debug_assert!(id == root || low.body.kind(id) == Kind::Map);
         writer.store(id, val)?;
     }
+    // The optimizer's own products stay whole.
+    let is_step = node.ty.dtype == DType::F32 && node.phase != Phase::Update && !m.is_empty() && !n.is_empty();
     let mut contract = Contract {
         a,
         b,
@@ -83,6 +85,7 @@ pub(super) fn lower(low: &Lowering<'_, '_>, group: &Group, root: NodeId) -> Outc
         m: plain(&m),
         n: plain(&n),
         k: plain(&k),
+        parts: if is_step { low.parts } else { Parts::Whole },
         vals: writer.vals,
         body: writer.body,
     };

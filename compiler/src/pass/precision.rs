@@ -11,6 +11,7 @@ use mdl_graph::{DType, Graph, Loop, NodeId, Op, Phase, Role, Type};
 
 use super::{Options, PassError};
 use crate::grad::SAVED;
+use crate::kernel::Parts;
 
 /// What a stage computes in.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -19,15 +20,27 @@ pub enum Precision {
     F32,
     BF16,
     F16,
+    /// `f32`, whose matrix products may be made of three products of `bf16`, or of six.
+    BF16x3,
+    BF16x6,
 }
 
 impl Precision {
     /// `None` for `f32`, where nothing is rounded.
     pub fn dtype(self) -> Option<DType> {
         match self {
-            Precision::F32 => None,
+            Precision::F32 | Precision::BF16x3 | Precision::BF16x6 => None,
             Precision::BF16 => Some(DType::BF16),
             Precision::F16 => Some(DType::F16),
+        }
+    }
+
+    /// How products of `f32` may be made.
+    pub fn parts(self) -> Parts {
+        match self {
+            Precision::BF16x3 => Parts::Three,
+            Precision::BF16x6 => Parts::Six,
+            Precision::F32 | Precision::BF16 | Precision::F16 => Parts::Whole,
         }
     }
 }

@@ -120,6 +120,7 @@ impl Planner<'_> {
                 fusion: &fusion,
                 layouts: &layouts,
                 round_every_node: self.options.round_every_node,
+                parts: self.options.parts,
             };
             match lower_all(&lowering) {
                 Ok(lowered) => return Ok(Ready { body, fusion, tasks, places, lowered }),

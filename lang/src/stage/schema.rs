@@ -272,9 +272,10 @@ const TRAIN: &[FieldRow] = &[
     row("steps", STEPS, Need::Default("1_000"), "How long to train: steps, `3 epochs` or `4M tokens`."),
     row(
         "precision",
-        Takes::Choice(&["f32", "bf16", "f16"]),
+        Takes::Choice(&["f32", "bf16", "f16", "bf16x3", "bf16x6"]),
         Need::Default("f32"),
-        "What the model computes in; weights and sums stay in f32.",
+        "What the model computes in; weights and sums stay in f32. `bf16x3` and `bf16x6` are f32 whose products are made of three \
+         or six in bf16 where the processor has AMX.",
     ),
     row(
         "clip",

@@ -242,6 +242,8 @@ impl Context<'_> {
             Some((row, expr)) => read::choice(self, row, expr).map(|word| match word {
                 "bf16" => Precision::BF16,
                 "f16" => Precision::F16,
+                "bf16x3" => Precision::BF16x3,
+                "bf16x6" => Precision::BF16x6,
                 _ => Precision::F32,
             }),
             None => Some(Precision::F32),

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use mdl_codegen::{Buffers, CompileError, Module, Target};
 use mdl_compiler::kernel::{
-    Access, Buf, BufId, Contract, ContractDim, Dim, Kernel, Operand, Role, Stmt, Val, ValId, Work,
+    Access, Buf, BufId, Contract, ContractDim, Dim, Kernel, Operand, Parts, Role, Stmt, Val, ValId, Work,
 };
 use mdl_graph::DType;
 
@@ -76,6 +76,7 @@ fn product() -> Kernel {
             m: dim(n, 0),
             n: dim(0, 1),
             k: dim(1, n),
+            parts: Parts::Whole,
             vals: vec![Val::strip(DType::F32)],
             body: vec![Stmt::Store {
                 buf: BufId(2),

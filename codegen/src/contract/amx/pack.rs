@@ -1,4 +1,5 @@
-//! Packing for tiles: `out[panel][chunk of k][half of the panel]` is a tile of A, `[row][k]`, or of B, `[pair of k][column][k of the pair]`.
+//! Packing for tiles: `out[panel][chunk of k][product of parts][half of the panel]` is a tile of A, `[row][k]`, or of B,
+//! `[pair of k][column][k of the pair]`.
 //!
 //! A tile is read as 16 rows of 16 pairs, or as 16 pairs of 16 rows, whichever way memory runs, and turned around where the
 //! operand wants the other.
@@ -7,26 +8,76 @@ use half::bf16;
 
 use super::super::side::adjacent;
 use super::super::unit::Operand;
-use super::{CHUNK, PANEL, TILE, TILE_NUMBERS};
+use super::{CHUNK, FIRST, N_PARTS, PANEL, SECOND, THIRD, TILE, TILE_NUMBERS};
 
 /// Pairs of numbers: 16 in each of 16 lines.
 type Pairs = [[u32; TILE]; TILE];
+
+/// What operands are stored as.
+pub(super) trait Source: Copy {
+    const ZERO: Self;
+    /// The bits of a part.
+    fn part(self, part: usize) -> u16;
+}
+
+impl Source for bf16 {
+    const ZERO: bf16 = bf16::ZERO;
+
+    #[inline(always)]
+    fn part(self, _: usize) -> u16 {
+        self.to_bits()
+    }
+}
+
+impl Source for f32 {
+    const ZERO: f32 = 0.0;
+
+    #[inline(always)]
+    fn part(self, part: usize) -> u16 {
+        // Of what is infinite or no number only the first part is left.
+        let mut rest = if part == FIRST || self.is_finite() { self } else { 0.0 };
+        if part == SECOND || part == THIRD {
+            for _ in 0..part {
+                rest -= f32::from_bits(u32::from(nearest(rest)) << 16);
+            }
+        }
+        nearest(rest)
+    }
+}
+
+/// The nearest `bf16`, the even one of two, or the largest: what is finite stays so.
+#[inline(always)]
+fn nearest(x: f32) -> u16 {
+    const INFINITE: u32 = 0x7f80_0000;
+    let bits = x.to_bits();
+    let rounded = bits.wrapping_add(0x7fff + (bits >> 16 & 1));
+    let is_large = rounded & INFINITE == INFINITE;
+    let quiet = if x.is_nan() { 0x40_0000 } else { 0 };
+    ((if is_large { bits | quiet } else { rounded }) >> 16) as u16
+}
 
 /// Packs `rows` by `k` elements at `from + row + k`. The second tile of a last panel of at most 16 rows is left as it is: nothing
 /// reads it.
 ///
 /// # Safety
 /// Every `from + rows[i] + k[j]` may be read; `out` has room for whole panels; the machine has AVX-512.
-pub(super) unsafe fn panels(operand: Operand, out: *mut u32, from: *const bf16, rows: &[i64], k: &[i64]) {
+pub(super) unsafe fn panels<T: Source>(
+    operand: Operand,
+    parts: &[(usize, usize)],
+    out: *mut u32,
+    from: *const T,
+    rows: &[i64],
+    k: &[i64],
+) {
     #[cfg(target_arch = "x86_64")]
     // SAFETY: the caller's promise.
     unsafe {
-        wide(operand, out, from, rows, k);
+        wide(operand, parts, out, from, rows, k);
     }
     #[cfg(not(target_arch = "x86_64"))]
     // SAFETY: the caller's promise.
     unsafe {
-        plain(operand, out, from, rows, k);
+        plain(operand, parts, out, from, rows, k);
     }
 }
 
@@ -34,51 +85,80 @@ pub(super) unsafe fn panels(operand: Operand, out: *mut u32, from: *const bf16, 
 /// As `panels`.
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
-unsafe fn wide(operand: Operand, out: *mut u32, from: *const bf16, rows: &[i64], k: &[i64]) {
+unsafe fn wide<T: Source>(
+    operand: Operand,
+    parts: &[(usize, usize)],
+    out: *mut u32,
+    from: *const T,
+    rows: &[i64],
+    k: &[i64],
+) {
     // SAFETY: the caller's promise.
-    unsafe { plain(operand, out, from, rows, k) }
+    unsafe { plain(operand, parts, out, from, rows, k) }
 }
 
 #[inline(always)]
-unsafe fn plain(operand: Operand, out: *mut u32, from: *const bf16, rows: &[i64], k: &[i64]) {
+unsafe fn plain<T: Source>(
+    operand: Operand,
+    parts: &[(usize, usize)],
+    out: *mut u32,
+    from: *const T,
+    rows: &[i64],
+    k: &[i64],
+) {
+    let wanted = |at: &(usize, usize)| if operand == Operand::A { at.0 } else { at.1 };
+    let is_wanted = |part: &usize| parts.iter().any(|at| wanted(at) == *part);
     let k_runs = adjacent(k);
     let mut to = out;
     for panel in rows.chunks(PANEL) {
         let rows_run = adjacent(panel);
         for chunk in k.chunks(CHUNK) {
             for (half, rows) in panel.chunks(TILE).enumerate() {
-                // SAFETY: the caller's promise; a tile of zeros is made whole whatever is read.
-                let (pairs, by_row) = unsafe {
-                    if rows_run && (!k_runs || rows.len() == TILE) {
-                        (by_pair(from.offset(rows[0] as isize), rows.len(), chunk), false)
-                    } else if k_runs {
-                        (by_row(from.offset(chunk[0] as isize), rows, chunk.len()), true)
-                    } else {
-                        (one_by_one(from, rows, chunk), true)
+                for part in (0..N_PARTS).filter(is_wanted) {
+                    // SAFETY: the caller's promise; a tile of zeros is made whole whatever is read.
+                    let (pairs, by_row) = unsafe {
+                        if rows_run && (!k_runs || rows.len() == TILE) {
+                            (by_pair(from.offset(rows[0] as isize), rows.len(), chunk, part), false)
+                        } else if k_runs {
+                            (by_row(from.offset(chunk[0] as isize), rows, chunk.len(), part), true)
+                        } else {
+                            (one_by_one(from, rows, chunk, part), true)
+                        }
+                    };
+                    let pairs = if by_row == (operand == Operand::A) { pairs } else { turned(pairs) };
+                    for (at, _) in parts.iter().enumerate().filter(|(_, at)| wanted(at) == part) {
+                        // SAFETY: the tile's place in the panel.
+                        unsafe { to.add((2 * at + half) * TILE_NUMBERS).cast::<Pairs>().write_unaligned(pairs) };
                     }
-                };
-                let pairs = if by_row == (operand == Operand::A) { pairs } else { turned(pairs) };
-                // SAFETY: the tile's place in the panel.
-                unsafe { to.add(half * TILE_NUMBERS).cast::<Pairs>().write_unaligned(pairs) };
+                }
             }
-            to = to.wrapping_add(2 * TILE_NUMBERS);
+            to = to.wrapping_add(2 * parts.len() * TILE_NUMBERS);
         }
     }
 }
 
+#[inline(always)]
+fn pair<T: Source>(even: T, odd: T, part: usize) -> u32 {
+    u32::from(even.part(part)) | u32::from(odd.part(part)) << 16
+}
+
 /// Rows that are runs along k: `[row][pair]`.
 #[inline(always)]
-unsafe fn by_row(from: *const bf16, rows: &[i64], depth: usize) -> Pairs {
+unsafe fn by_row<T: Source>(from: *const T, rows: &[i64], depth: usize, part: usize) -> Pairs {
     let mut pairs = [[0; TILE]; TILE];
-    for (line, row) in pairs.iter_mut().zip(rows) {
+    for (to, row) in pairs.iter_mut().zip(rows) {
+        let mut line = [T::ZERO; CHUNK];
         // SAFETY: the caller's promise.
         unsafe {
             let at = from.offset(*row as isize);
             if depth == CHUNK {
-                *line = at.cast::<[u32; TILE]>().read_unaligned();
+                line = at.cast::<[T; CHUNK]>().read_unaligned();
             } else {
-                std::ptr::copy_nonoverlapping(at, line.as_mut_ptr().cast::<bf16>(), depth);
+                std::ptr::copy_nonoverlapping(at, line.as_mut_ptr(), depth);
             }
+        }
+        for (j, to) in to.iter_mut().enumerate() {
+            *to = pair(line[2 * j], line[2 * j + 1], part);
         }
     }
     pairs
@@ -86,38 +166,38 @@ unsafe fn by_row(from: *const bf16, rows: &[i64], depth: usize) -> Pairs {
 
 /// Rows that lie side by side: `[pair][row]`.
 #[inline(always)]
-unsafe fn by_pair(from: *const bf16, height: usize, k: &[i64]) -> Pairs {
+unsafe fn by_pair<T: Source>(from: *const T, height: usize, k: &[i64], part: usize) -> Pairs {
     let mut pairs = [[0; TILE]; TILE];
-    let line = |at: &i64| -> [u16; TILE] {
+    let line = |at: &i64| -> [T; TILE] {
         // SAFETY: the caller's promise.
         unsafe {
-            let at = from.offset(*at as isize).cast::<u16>();
+            let at = from.offset(*at as isize);
             if height == TILE {
-                return at.cast::<[u16; TILE]>().read_unaligned();
+                return at.cast::<[T; TILE]>().read_unaligned();
             }
-            let mut line = [0; TILE];
+            let mut line = [T::ZERO; TILE];
             std::ptr::copy_nonoverlapping(at, line.as_mut_ptr(), height);
             line
         }
     };
-    for (to, pair) in pairs.iter_mut().zip(k.chunks(2)) {
-        let even = line(&pair[0]);
-        let odd = pair.get(1).map_or([0; TILE], line);
-        for (to, (even, odd)) in to.iter_mut().zip(even.into_iter().zip(odd)) {
-            *to = u32::from(even) | u32::from(odd) << 16;
+    for (to, both) in pairs.iter_mut().zip(k.chunks(2)) {
+        let even = line(&both[0]);
+        let odd = both.get(1).map_or([T::ZERO; TILE], line);
+        for (i, to) in to.iter_mut().enumerate() {
+            *to = pair(even[i], odd[i], part);
         }
     }
     pairs
 }
 
 /// `[row][pair]`, for any order.
-unsafe fn one_by_one(from: *const bf16, rows: &[i64], k: &[i64]) -> Pairs {
+unsafe fn one_by_one<T: Source>(from: *const T, rows: &[i64], k: &[i64], part: usize) -> Pairs {
     let mut pairs = [[0; TILE]; TILE];
     for (line, row) in pairs.iter_mut().zip(rows) {
-        for (j, at) in k.iter().enumerate() {
-            // SAFETY: the caller's promise.
-            let bits = unsafe { from.offset((row + at) as isize).read() }.to_bits();
-            line[j / 2] |= u32::from(bits) << (16 * (j % 2));
+        // SAFETY: the caller's promise.
+        let read = |at: &i64| unsafe { from.offset((row + at) as isize).read() };
+        for (to, both) in line.iter_mut().zip(k.chunks(2)) {
+            *to = pair(read(&both[0]), both.get(1).map_or(T::ZERO, read), part);
         }
     }
     pairs
