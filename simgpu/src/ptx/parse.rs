@@ -191,8 +191,7 @@ impl Parser {
         usize::try_from(v).or_else(|_| refuse(line, "expected a size"))
     }
 
-    fn skip_line(&mut self) {
-        let line = self.line();
+    fn skip_line(&mut self, line: u32) {
         while self.at < self.toks.len() && self.toks[self.at].line == line {
             self.at += 1;
         }
@@ -225,11 +224,11 @@ impl Parser {
                     let tenths = (v * 10.0).round() as u32;
                     self.module.version = (tenths / 10, tenths % 10);
                 }
-                self.skip_line();
+                self.skip_line(line);
             }
             ".target" => {
                 self.module.target = self.word()?;
-                self.skip_line();
+                self.skip_line(line);
             }
             ".address_size" => {
                 if self.int()? != 64 {
@@ -242,7 +241,7 @@ impl Parser {
                     let name = name.clone();
                     self.module.files.insert(u32::try_from(number).unwrap_or(0), name);
                 }
-                self.skip_line();
+                self.skip_line(line);
             }
             ".section" => {
                 while self.at < self.toks.len() && !self.is(b'{') {
@@ -468,7 +467,7 @@ impl Parser {
                 ".loc" => {
                     let file = u32::try_from(self.int()?).unwrap_or(0);
                     loc = (file, u32::try_from(self.int()?).unwrap_or(0));
-                    self.skip_line();
+                    self.skip_line(line);
                     continue;
                 }
                 ".reg" => {

@@ -1,9 +1,10 @@
 //! f16 and bf16, alone and in pairs: each operation is done exactly or in a wider type and rounded once.
 
+use super::alu::{JOINS, setp};
 use super::float::{least, most};
 use super::round::{FTZ, NAN, RELU, RM, ROUND, RP, RZ, SAT, two_sum};
 use super::tables::Table;
-use super::{Op, map1, map2, map3};
+use super::{Instr, Op, Warp, map1, map2, map3, test2};
 
 /// The value of the low 16 bits as an f16.
 #[inline(always)]
@@ -171,6 +172,42 @@ macro_rules! arithmetic {
     };
 }
 
+/// Comparisons by name; the second half holds for NaN, too.
+macro_rules! compare {
+    ($t:ident, $ty:literal, $read:ident) => {
+        let tests: [(&str, Op); 14] = [
+            ("eq", |w, _, i| tested(w, i, $read, |x, y| x == y)),
+            ("ne", |w, _, i| tested(w, i, $read, |x, y| (x < y) | (x > y))),
+            ("lt", |w, _, i| tested(w, i, $read, |x, y| x < y)),
+            ("le", |w, _, i| tested(w, i, $read, |x, y| x <= y)),
+            ("gt", |w, _, i| tested(w, i, $read, |x, y| x > y)),
+            ("ge", |w, _, i| tested(w, i, $read, |x, y| x >= y)),
+            ("equ", |w, _, i| tested(w, i, $read, |x, y| !((x < y) | (x > y)))),
+            ("neu", |w, _, i| tested(w, i, $read, |x, y| x != y)),
+            ("ltu", |w, _, i| tested(w, i, $read, |x, y| !(x >= y))),
+            ("leu", |w, _, i| tested(w, i, $read, |x, y| !(x > y))),
+            ("gtu", |w, _, i| tested(w, i, $read, |x, y| !(x <= y))),
+            ("geu", |w, _, i| tested(w, i, $read, |x, y| !(x < y))),
+            ("num", |w, _, i| tested(w, i, $read, |x, y| !x.is_nan() && !y.is_nan())),
+            ("nan", |w, _, i| tested(w, i, $read, |x, y| x.is_nan() || y.is_nan())),
+        ];
+        for (name, op) in tests {
+            for (join, x) in JOINS {
+                $t.add(format!("setp.{name}{join}.{}", $ty), "Sr", x, op);
+            }
+        }
+    };
+}
+
+fn tested(w: &mut Warp, i: &Instr, read: fn(u32) -> f32, test: fn(f32, f32) -> bool) {
+    let bits = test2(w, i, |a: u32, b: u32| test(read(a & 0xffff), read(b & 0xffff)));
+    setp(w, i, bits);
+}
+
+#[expect(
+    clippy::neg_cmp_op_on_partial_ord,
+    reason = "a comparison that holds for NaN is the negation of one that does not"
+)]
 mod fill {
     use super::*;
     pub(crate) fn fill(t: &mut Table) {
@@ -249,6 +286,8 @@ mod fill {
         t.add("neg.bf16", "rr", 0, |w, _, i| map1(w, i, |a: u32| a & 0xffff ^ 0x8000));
         t.add("abs.bf16x2", "rr", 0, |w, _, i| map1(w, i, |a: u32| a & 0x7fff_7fff));
         t.add("neg.bf16x2", "rr", 0, |w, _, i| map1(w, i, |a: u32| a ^ 0x8000_8000));
+        compare!(t, "f16", from_f16);
+        compare!(t, "bf16", from_bf16);
         t.add("ex2.approx.f16", "rr", 0, |w, _, i| map1(w, i, |a: u32| f16_of(from_f16(a).exp2())));
         t.add("tanh.approx.f16", "rr", 0, |w, _, i| map1(w, i, |a: u32| f16_of(from_f16(a).tanh())));
         t.add("tanh.approx.bf16", "rr", 0, |w, _, i| map1(w, i, |a: u32| bf16_of(from_bf16(a).tanh())));

@@ -152,7 +152,7 @@ fn find(b: &mut Block<'_>, address: u64, len: u64) -> Result<(*mut u8, usize), S
     let allocs = b.launch.allocs;
     let after = allocs.partition_point(|a| a.base <= address);
     let Some(idx) = after.checked_sub(1) else {
-        return Err(format!("out-of-bounds access of {len} bytes at 0x{address:x}: no allocation is below it"));
+        return Err(format!("out-of-bounds access of {len} bytes at 0x{address:x}: not in any live allocation"));
     };
     let a = &allocs[idx];
     let offset = address - a.base;
