@@ -1,9 +1,11 @@
 //! The simulated GPU from outside: through unmodified `cudarc`, with PTX written by hand and PTX that NVRTC made.
 
+mod compiled;
 mod driver;
 mod kernels;
 mod mistakes;
 mod opcodes;
+mod products;
 
 use cudarc::driver::{CudaContext, CudaFunction, CudaModule, CudaStream, LaunchArgs, LaunchConfig};
 use cudarc::nvrtc::Ptx;
