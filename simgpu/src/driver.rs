@@ -54,7 +54,7 @@ impl Settings {
                 races: from_env("MDLC_SIMGPU_RACES", 1) != 0,
                 uninitialised: from_env("MDLC_SIMGPU_UNINIT", 1) != 0,
                 threads: from_env("MDLC_SIMGPU_THREADS", 1),
-                limit: from_env("MDLC_SIMGPU_LIMIT", 20_000_000_000),
+                limit: from_env("MDLC_SIMGPU_LIMIT", 2_000_000_000),
             },
             quiet: from_env("MDLC_SIMGPU_QUIET", 0) != 0,
         }
@@ -230,6 +230,15 @@ extern "C" fn mdl_simgpu_set_memory(device: i32, bytes: u64) -> i32 {
         let mut s = state();
         let device = usize::try_from(device).ok().and_then(|d| s.devices.get_mut(d)).ok_or(Code::InvalidDevice)?;
         device.limit = bytes;
+        Ok(())
+    })
+}
+
+/// From now on a warp that executes more instructions than this in a block is taken to hang.
+#[unsafe(no_mangle)]
+extern "C" fn mdl_simgpu_set_limit(instructions: u64) -> i32 {
+    run(|| {
+        state().settings.checks.limit = instructions;
         Ok(())
     })
 }

@@ -104,6 +104,14 @@ impl Gpu {
         }
     }
 
+    /// From now on a warp that executes more instructions than this in a block is taken to hang.
+    pub fn set_limit(&self, instructions: u64) {
+        if let Some(at) = self.symbol(c"mdl_simgpu_set_limit") {
+            // SAFETY: the library's function of this type.
+            unsafe { std::mem::transmute::<*mut c_void, extern "C" fn(u64) -> i32>(at)(instructions) };
+        }
+    }
+
     /// Launches, instructions of warps, and instructions of lanes so far.
     pub fn count(&self) -> (u64, u64, u64) {
         let (mut launches, mut instructions, mut lanes) = (0, 0, 0);

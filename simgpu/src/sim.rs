@@ -108,6 +108,8 @@ pub(crate) struct Warp {
     /// Instructions so far, and lanes that took part.
     pub(crate) n_instr: u64,
     pub(crate) n_lanes: u64,
+    /// The count of instructions at which the block is taken not to end.
+    pub(crate) stop_at: u64,
 }
 
 /// What the warps of a block share.

@@ -90,7 +90,7 @@ pub(crate) struct Checks {
     pub(crate) uninitialised: bool,
     /// Host threads.
     pub(crate) threads: usize,
-    /// Instructions that a warp may execute in one launch.
+    /// Instructions that a warp may execute in one block.
     pub(crate) limit: u64,
 }
 
@@ -246,6 +246,7 @@ impl Launch<'_> {
                     fault: None,
                     n_instr: 0,
                     n_lanes: 0,
+                    stop_at: 0,
                 }
             })
             .collect()
@@ -281,7 +282,7 @@ impl Launch<'_> {
         b.phase += 1;
         (b.n_fences, b.last_fence) = (0, 0);
         for (n, w) in (0u32..).zip(warps.iter_mut()) {
-            w.start();
+            w.start(self.checks.limit);
             for &(slot, which) in &self.kernel.specials {
                 let to = &mut w.words[slot as usize];
                 for (lane, to) in (0u32..).zip(to.iter_mut()) {

@@ -14,7 +14,8 @@ pub(crate) enum Stop {
 
 impl Warp {
     /// At the first instruction, all lanes together.
-    pub(crate) fn start(&mut self) {
+    pub(crate) fn start(&mut self, limit: u64) {
+        self.stop_at = self.n_instr.saturating_add(limit);
         self.live = self.exist;
         self.fragments.clear();
         self.fragments.push(Fragment { pc: 0, mask: self.exist, waits: false });
@@ -58,7 +59,6 @@ impl Warp {
     pub(crate) fn run(&mut self, b: &mut Block<'_>) -> Stop {
         let kernel = b.launch.kernel;
         let code: &[Instr] = &kernel.code;
-        let limit_instr = b.launch.checks.limit;
         'choose: loop {
             self.merge();
             let Some(k) =
@@ -110,9 +110,10 @@ impl Warp {
                     }
                     Flow::Bra => {
                         let rest = active & !guarded;
-                        if self.n_instr > limit_instr {
+                        if self.n_instr > self.stop_at {
                             self.pc = pc;
-                            self.fail(lane_of(active), format!("no end after {limit_instr} instructions of a warp"));
+                            let limit = b.launch.checks.limit;
+                            self.fail(lane_of(active), format!("no end after {limit} instructions of a warp"));
                             return Stop::Fault;
                         }
                         if rest == 0 {

@@ -171,3 +171,15 @@ fn launches_that_the_driver_refuses() {
         expect(&rig.fault(&mut call, launch), &[why]);
     }
 }
+
+#[test]
+fn a_kernel_that_never_ends() {
+    let rig = Rig::new(REDUCE);
+    // Far more than any other kernel of these tests takes.
+    rig.gpu.set_limit(2_000_000);
+    let f = rig.f("forever");
+    let mut x = rig.stream.alloc_zeros::<i32>(1).unwrap();
+    let mut call = rig.stream.launch_builder(&f);
+    call.arg(&mut x);
+    expect(&rig.fault(&mut call, config(1, 32, 0)), &["no end after 2000000 instructions of a warp", "kernel forever"]);
+}
