@@ -8,7 +8,7 @@ use half::bf16;
 
 use super::super::side::adjacent;
 use super::super::unit::Operand;
-use super::{CHUNK, FIRST, N_PARTS, PANEL, SECOND, THIRD, TILE, TILE_NUMBERS};
+use super::{CHUNK, FINITE, FIRST, N_PARTS, PANEL, SECOND, THIRD, TILE, TILE_NUMBERS};
 
 /// Pairs of numbers: 16 in each of 16 lines.
 type Pairs = [[u32; TILE]; TILE];
@@ -17,14 +17,14 @@ type Pairs = [[u32; TILE]; TILE];
 pub(super) trait Source: Copy {
     const ZERO: Self;
     /// The bits of a part.
-    fn part(self, part: usize) -> u16;
+    fn part<const PART: usize>(self) -> u16;
 }
 
 impl Source for bf16 {
     const ZERO: bf16 = bf16::ZERO;
 
     #[inline(always)]
-    fn part(self, _: usize) -> u16 {
+    fn part<const PART: usize>(self) -> u16 {
         self.to_bits()
     }
 }
@@ -33,27 +33,31 @@ impl Source for f32 {
     const ZERO: f32 = 0.0;
 
     #[inline(always)]
-    fn part(self, part: usize) -> u16 {
+    fn part<const PART: usize>(self) -> u16 {
         // Of what is infinite or no number only the first part is left.
-        let mut rest = if part == FIRST || self.is_finite() { self } else { 0.0 };
-        if part == SECOND || part == THIRD {
-            for _ in 0..part {
-                rest -= f32::from_bits(u32::from(nearest(rest)) << 16);
+        let bits = if PART == FIRST || self.to_bits() & INFINITE != INFINITE { self.to_bits() } else { 0 };
+        let mut rest = f32::from_bits(bits);
+        if PART == SECOND || PART == THIRD {
+            for _ in 0..PART {
+                rest -= f32::from_bits(nearest(rest) << 16);
             }
         }
-        nearest(rest)
+        nearest(rest) as u16
     }
 }
 
-/// The nearest `bf16`, the even one of two, or the largest: what is finite stays so.
+const INFINITE: u32 = 0x7f80_0000;
+
+/// The bits of the nearest `bf16`, the even one of two, or of the largest: what is finite stays so. It takes no branch, so that
+/// loops over it become vectors.
 #[inline(always)]
-fn nearest(x: f32) -> u16 {
-    const INFINITE: u32 = 0x7f80_0000;
+fn nearest(x: f32) -> u32 {
     let bits = x.to_bits();
     let rounded = bits.wrapping_add(0x7fff + (bits >> 16 & 1));
-    let is_large = rounded & INFINITE == INFINITE;
-    let quiet = if x.is_nan() { 0x40_0000 } else { 0 };
-    ((if is_large { bits | quiet } else { rounded }) >> 16) as u16
+    let quiet = if bits & !(1 << 31) > INFINITE { 0x40_0000 } else { 0 };
+    let kept = if rounded & INFINITE == INFINITE { bits | quiet } else { rounded };
+    // A NaN whose last bits are all set rounds into another exponent.
+    (if quiet == 0 { kept } else { bits | quiet }) >> 16
 }
 
 /// Packs `rows` by `k` elements at `from + row + k`. The second tile of a last panel of at most 16 rows is left as it is: nothing
@@ -115,14 +119,14 @@ unsafe fn plain<T: Source>(
         for chunk in k.chunks(CHUNK) {
             for (half, rows) in panel.chunks(TILE).enumerate() {
                 for part in (0..N_PARTS).filter(is_wanted) {
-                    // SAFETY: the caller's promise; a tile of zeros is made whole whatever is read.
+                    let runs = (rows_run, k_runs);
+                    // SAFETY: the caller's promise.
                     let (pairs, by_row) = unsafe {
-                        if rows_run && (!k_runs || rows.len() == TILE) {
-                            (by_pair(from.offset(rows[0] as isize), rows.len(), chunk, part), false)
-                        } else if k_runs {
-                            (by_row(from.offset(chunk[0] as isize), rows, chunk.len(), part), true)
-                        } else {
-                            (one_by_one(from, rows, chunk, part), true)
+                        match part {
+                            SECOND => tile::<T, SECOND>(from, rows, chunk, runs),
+                            THIRD => tile::<T, THIRD>(from, rows, chunk, runs),
+                            FINITE => tile::<T, FINITE>(from, rows, chunk, runs),
+                            _ => tile::<T, FIRST>(from, rows, chunk, runs),
                         }
                     };
                     let pairs = if by_row == (operand == Operand::A) { pairs } else { turned(pairs) };
@@ -137,14 +141,34 @@ unsafe fn plain<T: Source>(
     }
 }
 
+/// One tile, zero where nothing is read, and whether it is `[row][pair]`: `runs` says whether rows, and k, lie side by side.
 #[inline(always)]
-fn pair<T: Source>(even: T, odd: T, part: usize) -> u32 {
-    u32::from(even.part(part)) | u32::from(odd.part(part)) << 16
+unsafe fn tile<T: Source, const PART: usize>(
+    from: *const T,
+    rows: &[i64],
+    k: &[i64],
+    (rows_run, k_runs): (bool, bool),
+) -> (Pairs, bool) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        if rows_run && (!k_runs || rows.len() == TILE) {
+            (by_pair::<T, PART>(from.offset(rows[0] as isize), rows.len(), k), false)
+        } else if k_runs {
+            (by_row::<T, PART>(from.offset(k[0] as isize), rows, k.len()), true)
+        } else {
+            (one_by_one::<T, PART>(from, rows, k), true)
+        }
+    }
+}
+
+#[inline(always)]
+fn pair<T: Source, const PART: usize>(even: T, odd: T) -> u32 {
+    u32::from(even.part::<PART>()) | u32::from(odd.part::<PART>()) << 16
 }
 
 /// Rows that are runs along k: `[row][pair]`.
 #[inline(always)]
-unsafe fn by_row<T: Source>(from: *const T, rows: &[i64], depth: usize, part: usize) -> Pairs {
+unsafe fn by_row<T: Source, const PART: usize>(from: *const T, rows: &[i64], depth: usize) -> Pairs {
     let mut pairs = [[0; TILE]; TILE];
     for (to, row) in pairs.iter_mut().zip(rows) {
         let mut line = [T::ZERO; CHUNK];
@@ -158,7 +182,7 @@ unsafe fn by_row<T: Source>(from: *const T, rows: &[i64], depth: usize, part: us
             }
         }
         for (j, to) in to.iter_mut().enumerate() {
-            *to = pair(line[2 * j], line[2 * j + 1], part);
+            *to = pair::<T, PART>(line[2 * j], line[2 * j + 1]);
         }
     }
     pairs
@@ -166,7 +190,7 @@ unsafe fn by_row<T: Source>(from: *const T, rows: &[i64], depth: usize, part: us
 
 /// Rows that lie side by side: `[pair][row]`.
 #[inline(always)]
-unsafe fn by_pair<T: Source>(from: *const T, height: usize, k: &[i64], part: usize) -> Pairs {
+unsafe fn by_pair<T: Source, const PART: usize>(from: *const T, height: usize, k: &[i64]) -> Pairs {
     let mut pairs = [[0; TILE]; TILE];
     let line = |at: &i64| -> [T; TILE] {
         // SAFETY: the caller's promise.
@@ -184,20 +208,20 @@ unsafe fn by_pair<T: Source>(from: *const T, height: usize, k: &[i64], part: usi
         let even = line(&both[0]);
         let odd = both.get(1).map_or([T::ZERO; TILE], line);
         for (i, to) in to.iter_mut().enumerate() {
-            *to = pair(even[i], odd[i], part);
+            *to = pair::<T, PART>(even[i], odd[i]);
         }
     }
     pairs
 }
 
 /// `[row][pair]`, for any order.
-unsafe fn one_by_one<T: Source>(from: *const T, rows: &[i64], k: &[i64], part: usize) -> Pairs {
+unsafe fn one_by_one<T: Source, const PART: usize>(from: *const T, rows: &[i64], k: &[i64]) -> Pairs {
     let mut pairs = [[0; TILE]; TILE];
     for (line, row) in pairs.iter_mut().zip(rows) {
         // SAFETY: the caller's promise.
         let read = |at: &i64| unsafe { from.offset((row + at) as isize).read() };
         for (to, both) in line.iter_mut().zip(k.chunks(2)) {
-            *to = pair(read(&both[0]), both.get(1).map_or(T::ZERO, read), part);
+            *to = pair::<T, PART>(read(&both[0]), both.get(1).map_or(T::ZERO, read));
         }
     }
     pairs
