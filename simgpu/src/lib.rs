@@ -14,6 +14,7 @@
 //! | `MDLC_SIMGPU_UNINIT` | 0: shared memory may be read before it is written |
 //! | `MDLC_SIMGPU_THREADS` | host threads a launch runs its blocks on, 1 |
 //! | `MDLC_SIMGPU_LIMIT` | instructions a warp may execute in a block, 2,000,000,000 |
+//! | `MDLC_SIMGPU_PLAIN` | 1: no wide vectors, as on other processors |
 //! | `MDLC_SIMGPU_QUIET` | 1: mistakes are not shown on standard error |
 //!
 //! What it does not say: anything about time, registers, or what `ptxas` makes of the PTX. Memory is sequentially consistent. The

@@ -51,7 +51,8 @@ pub(crate) fn table() -> &'static Table {
         let mut t = Table::default();
         plain(&mut t);
         #[cfg(target_arch = "x86_64")]
-        if is_x86_feature_detected!("avx512f")
+        if std::env::var_os("MDLC_SIMGPU_PLAIN").is_none_or(|plain| plain != "1")
+            && is_x86_feature_detected!("avx512f")
             && is_x86_feature_detected!("avx512bw")
             && is_x86_feature_detected!("avx512dq")
             && is_x86_feature_detected!("avx512vl")

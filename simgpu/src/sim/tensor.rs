@@ -80,7 +80,8 @@ fn mma<const K: usize, const PER: usize, const KIND: u32, const HALVES: bool>(w:
     for (sums, left) in sums.iter_mut().zip(&left) {
         for k in 0..K {
             for n in 0..8 {
-                sums[n] = left[k].mul_add(right[k][n], sums[n]);
+                // The product is exact: one rounding, and no fused instruction is needed.
+                sums[n] += left[k] * right[k][n];
             }
         }
     }
