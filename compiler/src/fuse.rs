@@ -13,12 +13,16 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 
 use mdl_graph::{Name, NodeId, Op, ScatterKind};
+use smallvec::SmallVec;
 
 use crate::plane;
 use crate::schedule::layout::{Layout, Ranks};
 
 pub(crate) use body::{Body, Kind};
 pub(crate) use merge::touches;
+
+/// The dimension that each axis of a value is.
+pub(crate) type Names = SmallVec<[(Name, usize); 4]>;
 
 /// What makes a group.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,7 +44,7 @@ pub(crate) struct Group {
     /// The sizes of the iteration space, in no order that matters, and a name for each.
     pub(crate) dims: Vec<(Name, u64)>,
     /// Each node with the dimension that each axis of its domain is.
-    pub(crate) members: BTreeMap<NodeId, Vec<(Name, usize)>>,
+    pub(crate) members: BTreeMap<NodeId, Names>,
     /// The dimensions along which rows are reduced.
     pub(crate) inner: Option<BTreeSet<usize>>,
     /// Reductions over other dimensions, which nobody in the group reads.
@@ -64,7 +68,7 @@ impl Group {
         let domain = body.domain(id);
         let order = ranks.order(&domain);
         let dims: Vec<(Name, u64)> = order.iter().map(|axis| (axis.name.clone(), axis.size)).collect();
-        let names: Vec<(Name, usize)> = dims.iter().enumerate().map(|(at, (name, _))| (name.clone(), at)).collect();
+        let names: Names = dims.iter().enumerate().map(|(at, (name, _))| (name.clone(), at)).collect();
         let shape = match body.kind(id) {
             Kind::Contract => Shape::Contract(id),
             Kind::Alone => Shape::Alone(id),
@@ -242,7 +246,7 @@ impl Fusion {
 /// The bytes that one kernel for these nodes moves: distinct values that it reads from outside, and values that others need.
 pub(crate) fn bytes_moved(
     body: &Body<'_>,
-    members: &BTreeMap<NodeId, Vec<(Name, usize)>>,
+    members: &BTreeMap<NodeId, Names>,
     is_stored: &dyn Fn(NodeId) -> bool,
 ) -> u64 {
     let mut read: BTreeMap<NodeId, u64> = BTreeMap::new();

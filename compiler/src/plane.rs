@@ -11,16 +11,13 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use mdl_graph::{Name, NodeId, Op};
 
-use crate::fuse::{Body, Kind};
+use crate::fuse::{Body, Kind, Names};
 use trace::trace;
 
 /// Longer products cost more to make again than the plane costs to store, and wider sums do not stay in registers.
 const DEEPEST: u64 = 256;
 /// A smaller plane of one batch point stays in the cache from kernel to kernel: storing it costs less than making it again.
 const LEAST: u64 = 1 << 14;
-
-/// The dimension of each axis of a value.
-pub(crate) type Names = Vec<(Name, usize)>;
 
 /// Nodes that are computed together, over dimensions of a batch, of rows, and one of columns.
 #[derive(Clone, Debug, PartialEq, Eq)]

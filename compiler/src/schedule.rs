@@ -11,9 +11,10 @@ mod tasks;
 pub(crate) mod body;
 pub(crate) mod layout;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 
 use mdl_graph::{Axis, DType, Graph, InputKind, Loop, Name, Role};
+use rustc_hash::FxHashMap;
 
 use crate::kernel::Kernel;
 use crate::lower::Lowered;
@@ -60,7 +61,7 @@ pub(crate) struct Planner<'o> {
     pub(crate) ranks: Ranks,
     buffers: Vec<Buffer>,
     kernels: Vec<Kernel>,
-    known: HashMap<Kernel, KernelId>,
+    known: FxHashMap<Kernel, KernelId>,
     tick: usize,
     /// How often the steps that are being planned run.
     runs: u64,
@@ -152,7 +153,7 @@ pub(crate) fn schedule(graph: &Graph, options: &PlanOptions) -> Result<Plan, Com
         ranks: Ranks::of(graph, &options.orders),
         buffers: Vec::new(),
         kernels: Vec::new(),
-        known: HashMap::new(),
+        known: FxHashMap::default(),
         tick: 0,
         runs: 1,
         report: crate::plan::Report::default(),

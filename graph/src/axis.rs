@@ -1,30 +1,66 @@
 //! Axes: names with sizes, and the sets of them that types are made of.
 
+use std::cell::RefCell;
 use std::cmp::Ordering;
-use std::fmt;
-use std::sync::Arc;
+use std::collections::BTreeSet;
+use std::hash::{Hash, Hasher};
+use std::sync::{Mutex, PoisonError};
+use std::{fmt, ptr};
 
-use serde::{Deserialize, Serialize};
+use rustc_hash::FxHashSet;
+use serde::{Deserialize, Deserializer, Serialize};
 use smallvec::SmallVec;
 
-/// The name of an axis, an input or an output. Cheap to clone; ordered as text.
-#[derive(Clone, Debug, Eq, Hash, Serialize, Deserialize)]
+/// The name of an axis, an input or an output. Free to clone and to compare for equality; ordered as text.
+///
+/// There is one text for all names that are equal, and it stays for as long as the process: recipes have few names, and graphs copy
+/// and compare them more often than anything else, from several threads at once.
+#[derive(Clone, Debug, Serialize)]
 #[serde(transparent)]
-#[expect(
-    clippy::derived_hash_with_manual_eq,
-    reason = "equal names have equal texts, the shared ones are only seen sooner"
-)]
-pub struct Name(Arc<str>);
+pub struct Name(&'static str);
+
+/// The text of every name that there is.
+static TEXTS: Mutex<BTreeSet<&'static str>> = Mutex::new(BTreeSet::new());
+
+thread_local! {
+    /// Those that this thread has asked for.
+    static KNOWN: RefCell<FxHashSet<&'static str>> = RefCell::default();
+}
+
+/// The one text that is equal to this one.
+fn shared(text: &str) -> &'static str {
+    if let Some(known) = KNOWN.with_borrow(|known| known.get(text).copied()) {
+        return known;
+    }
+    // A set is whole between its calls, whatever became of the thread that held it.
+    let mut texts = TEXTS.lock().unwrap_or_else(PoisonError::into_inner);
+    let found = texts.get(text).copied().unwrap_or_else(|| {
+        let own: &'static str = Box::leak(Box::from(text));
+        texts.insert(own);
+        own
+    });
+    drop(texts);
+    KNOWN.with_borrow_mut(|known| known.insert(found));
+    found
+}
 
 impl PartialEq for Name {
     fn eq(&self, other: &Name) -> bool {
-        Arc::ptr_eq(&self.0, &other.0) || self.0 == other.0
+        ptr::eq(self.0, other.0)
+    }
+}
+
+impl Eq for Name {}
+
+impl Hash for Name {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        ptr::hash(self.0.as_ptr(), state);
     }
 }
 
 impl Ord for Name {
     fn cmp(&self, other: &Name) -> Ordering {
-        if Arc::ptr_eq(&self.0, &other.0) { Ordering::Equal } else { self.0.cmp(&other.0) }
+        if self == other { Ordering::Equal } else { self.0.cmp(other.0) }
     }
 }
 
@@ -34,9 +70,15 @@ impl PartialOrd for Name {
     }
 }
 
+impl<'de> Deserialize<'de> for Name {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Name, D::Error> {
+        String::deserialize(from).map(Name::from)
+    }
+}
+
 impl Name {
     pub fn as_str(&self) -> &str {
-        &self.0
+        self.0
     }
 
     /// The twin of this axis: `t` gives `t'`.
@@ -47,19 +89,19 @@ impl Name {
 
 impl From<&str> for Name {
     fn from(text: &str) -> Name {
-        Name(Arc::from(text))
+        Name(shared(text))
     }
 }
 
 impl From<String> for Name {
     fn from(text: String) -> Name {
-        Name(Arc::from(text))
+        Name(shared(&text))
     }
 }
 
 impl fmt::Display for Name {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
+        f.write_str(self.0)
     }
 }
 

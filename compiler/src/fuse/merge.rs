@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use mdl_graph::{Name, NodeId, Op, Phase};
 use rustc_hash::FxHashMap;
 
-use super::{Body, Group, Kind, SMALL, Shape, bytes_moved, makes_rows};
+use super::{Body, Group, Kind, Names, SMALL, Shape, bytes_moved, makes_rows};
 use crate::schedule::layout::Ranks;
 
 /// A kernel with more members or buffers than this gains nothing more: its strips leave the first-level cache.
@@ -18,7 +18,7 @@ const MOST_BUFFERS: usize = 28;
 const LEAST_SHARE: u64 = 64;
 
 /// Where a group meets a value: the dimension of each of the value's axes.
-pub(crate) type Touch = BTreeMap<NodeId, Vec<(Name, usize)>>;
+pub(crate) type Touch = BTreeMap<NodeId, Names>;
 
 /// Merging goes from what can only be merged in one way to what is left.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -125,12 +125,12 @@ pub(super) fn merge(body: &Body<'_>, ranks: &Ranks, groups: Vec<Group>) -> Vec<G
 }
 
 impl State<'_, '_> {
-    fn is_stored(&self, members: &BTreeMap<NodeId, Vec<(Name, usize)>>, id: NodeId) -> bool {
+    fn is_stored(&self, members: &BTreeMap<NodeId, Names>, id: NodeId) -> bool {
         self.body.kept.contains(&id)
             || self.readers.get(&id).is_some_and(|all| all.iter().any(|reader| !members.contains_key(reader)))
     }
 
-    fn cost(&self, members: &BTreeMap<NodeId, Vec<(Name, usize)>>) -> u64 {
+    fn cost(&self, members: &BTreeMap<NodeId, Names>) -> u64 {
         bytes_moved(self.body, members, &|id| self.is_stored(members, id))
     }
 
@@ -146,15 +146,18 @@ impl State<'_, '_> {
     }
 
     fn neighbours(&self) -> Vec<BTreeSet<usize>> {
-        let mut near: Vec<BTreeSet<usize>> = vec![BTreeSet::new(); self.groups.len()];
+        // Lists, which become sets at the end: a scalar that all updates read makes each of them a neighbour of all, again and again.
+        let mut near: Vec<Vec<usize>> = vec![Vec::new(); self.groups.len()];
         for (value, readers) in &self.readers {
-            let mut around: BTreeSet<usize> = readers.iter().map(|id| self.of[id]).collect();
+            let mut around: Vec<usize> = readers.iter().map(|id| self.of[id]).collect();
             around.extend(self.of.get(value));
+            around.sort_unstable();
+            around.dedup();
             for at in &around {
                 near[*at].extend(around.iter().filter(|other| *other != at));
             }
         }
-        near
+        near.into_iter().map(BTreeSet::from_iter).collect()
     }
 
     /// Adds the pairs of a group that are worth it in this round.
@@ -326,8 +329,7 @@ pub(crate) fn touches(body: &Body<'_>, group: &Group) -> Touch {
         for read in &body.reads[id.idx()] {
             let Some(link) = &read.link else { continue };
             let place = |name: &Name| names.iter().find(|(axis, _)| axis == name).map(|(_, dim)| *dim);
-            let dims: Option<Vec<(Name, usize)>> =
-                link.iter().map(|(there, here)| Some((there.clone(), place(here)?))).collect();
+            let dims: Option<Names> = link.iter().map(|(there, here)| Some((there.clone(), place(here)?))).collect();
             if let Some(dims) = dims {
                 touch.entry(read.root).or_insert(dims);
             }
@@ -355,7 +357,7 @@ fn join(body: &Body<'_>, ranks: &Ranks, a: &Group, b: &Group, touch_a: &Touch, t
     if alone(a) || alone(b) || (contract(a) && contract(b)) || a.members.len() + b.members.len() > MOST_MEMBERS {
         return None;
     }
-    if a.members.keys().chain(b.members.keys()).any(|id| body.apart.contains(id)) {
+    if !body.apart.is_empty() && a.members.keys().chain(b.members.keys()).any(|id| body.apart.contains(id)) {
         return None;
     }
     // What the end of a step would compute beside its beginning stays in memory all the time between.

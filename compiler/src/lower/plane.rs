@@ -6,13 +6,11 @@ use super::coord::Coord;
 use super::strided::{Strided, resolve};
 use super::writer::{Point, Writer};
 use super::{Failure, Lowered, Lowering, Outcome};
-use crate::fuse::{Group, Kind};
+use crate::fuse::{Group, Kind, Names};
 use crate::kernel::{
     ContractDim, Dim, FoldKind, Keeps, Kernel, Operand, PairDim, Plane, PlaneIn, PlaneOut, PlaneSide, Rank, Work,
 };
 use crate::schedule::layout::Layout;
-
-type Names = Vec<(Name, usize)>;
 
 /// What one group is lowered with.
 struct Parts<'a, 'g> {

@@ -1,8 +1,7 @@
 //! Writes the statements of a kernel's body: each value asked for at a point becomes a load, or the operation on its arguments.
 
-use std::collections::HashMap;
-
 use mdl_graph::{DType, Name, NodeId, Op, Scalar, bug};
+use rustc_hash::FxHashMap;
 
 use super::coord::{Coord, Part};
 use super::{Failure, Lowering, Outcome, Touch};
@@ -57,8 +56,8 @@ pub(super) struct Writer<'a, 'g> {
     pub(super) body: Vec<Stmt>,
     pub(super) bufs: Vec<Buf>,
     pub(super) touches: Vec<Touch>,
-    known: HashMap<(NodeId, Point), ValId>,
-    positions: HashMap<Coord, ValId>,
+    known: FxHashMap<(NodeId, Point), ValId>,
+    positions: FxHashMap<Coord, ValId>,
 }
 
 impl<'a, 'g> Writer<'a, 'g> {
@@ -72,8 +71,8 @@ impl<'a, 'g> Writer<'a, 'g> {
             body: Vec::new(),
             bufs: Vec::new(),
             touches: Vec::new(),
-            known: HashMap::new(),
-            positions: HashMap::new(),
+            known: FxHashMap::default(),
+            positions: FxHashMap::default(),
         }
     }
 

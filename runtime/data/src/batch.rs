@@ -352,6 +352,11 @@ fn n_windows(n_tokens: usize, size: usize) -> u64 {
     (n_tokens as u64 - n_offsets(n_tokens, size)) / size as u64
 }
 
+/// How many windows an evaluation cuts a stream into, the last one possibly shorter.
+pub(crate) fn n_cut(n_tokens: usize, size: usize) -> u64 {
+    n_tokens.saturating_sub(1).div_ceil(size.max(1)) as u64
+}
+
 impl Content {
     fn n_tokens(&self) -> Option<usize> {
         match self {
@@ -363,7 +368,7 @@ impl Content {
     /// How many items an evaluation goes over.
     fn n_items(&self, size: usize) -> u64 {
         match self {
-            Content::Stream(ids) => ids.len().saturating_sub(1).div_ceil(size.max(1)) as u64,
+            Content::Stream(ids) => n_cut(ids.len(), size),
             Content::Rows(rows) => rows.ends.len() as u64,
             Content::Pictures { labels, .. } => labels.len() as u64,
         }

@@ -38,7 +38,7 @@ pub(crate) fn cut(
             let places = ends_of(&ends, text.chars().count());
             let mut start = 0;
             cut_at(&places, |n| {
-                let end = text[start..].char_indices().nth(n).map_or(text.len(), |(at, _)| start + at);
+                let end = start + bytes_of_chars(&text[start..], n);
                 let part = text[start..end].to_string();
                 start = end;
                 Examples::Text(part)
@@ -53,14 +53,14 @@ pub(crate) fn cut(
                 Examples::Ids { ids: part.to_vec(), vocab }
             })
         }
-        Examples::Documents(documents) => {
+        Examples::Documents(mut documents) => {
             if stratify && documents.iter().any(|document| document.label.is_none()) {
                 no_labels(stratify)?;
             }
             let class = |i: usize| if stratify { documents[i].label.as_deref() } else { None };
             let group = |i: usize| documents[i].group;
             let dealt = deal(documents.len(), class, group, &ends, seed);
-            dealt.iter().map(|rows| Examples::Documents(pick(&documents, rows))).collect()
+            dealt.iter().map(|rows| Examples::Documents(pick(&mut documents, rows))).collect()
         }
         Examples::Pictures(pictures) => {
             let class = |i: usize| stratify.then(|| pictures.labels[i]);
@@ -69,6 +69,24 @@ pub(crate) fn cut(
         }
     };
     Ok(parts.iter().map(|(name, _)| name.clone()).zip(cut).collect())
+}
+
+/// The bytes of the first `n` characters, or of all.
+fn bytes_of_chars(text: &str, n: usize) -> usize {
+    const BLOCK: usize = 256;
+    let is_first = |byte: &u8| (*byte as i8) >= -0x40;
+    // Whole blocks are counted at once: each character is where its first byte is.
+    let (mut at, mut left) = (0, n);
+    for block in text.as_bytes().chunks(BLOCK) {
+        let count = block.iter().filter(|byte| is_first(byte)).count();
+        if count > left {
+            break;
+        }
+        left -= count;
+        at += block.len();
+    }
+    let mut firsts = text.as_bytes()[at..].iter().enumerate().filter(|(_, byte)| is_first(byte));
+    firsts.nth(left).map_or(text.len(), |(more, _)| at + more)
 }
 
 fn no_labels(stratify: bool) -> Result<(), Problem> {
@@ -142,8 +160,9 @@ fn deal<C: Ord>(
     parts
 }
 
-fn pick(documents: &[Document], rows: &[usize]) -> Vec<Document> {
-    rows.iter().map(|&row| documents[row].clone()).collect()
+/// Takes out the rows of a part; a row is in one part only.
+fn pick(documents: &mut [Document], rows: &[usize]) -> Vec<Document> {
+    rows.iter().map(|&row| std::mem::take(&mut documents[row])).collect()
 }
 
 fn pick_pictures(pictures: &Pictures, rows: &[usize]) -> Pictures {
@@ -181,6 +200,16 @@ mod tests {
         let texts: Vec<_> = parts.iter().map(|(name, part)| (name.as_str(), part.clone())).collect();
         let text = |t: &str| Examples::Text(t.to_string());
         assert_eq!(texts, [("train", text("äbcdefg")), ("val", text("hi")), ("test", text("j"))]);
+    }
+
+    #[test]
+    fn characters_are_counted_across_blocks() {
+        let text: String = (0..1000).map(|i| ['a', 'é', '→', '𝄞'][i * i % 7 % 4]).collect();
+        for n in (0..1000).step_by(7).chain([999, 1000, 1001]) {
+            let slow = text.char_indices().nth(n).map_or(text.len(), |(at, _)| at);
+            assert_eq!(bytes_of_chars(&text, n), slow, "{n}");
+        }
+        assert_eq!(bytes_of_chars("", 3), 0);
     }
 
     #[test]

@@ -108,6 +108,14 @@ impl Tokenizer {
         }
     }
 
+    /// How many bytes of text a token stands for.
+    pub(crate) fn bytes_of(&self, id: u32) -> u64 {
+        match &self.kind {
+            Kind::Bytes => 1,
+            Kind::Chars(_) | Kind::Pieces(_) => self.decode(&[id]).len() as u64,
+        }
+    }
+
     /// What ends a document, where the vocabulary has such a token.
     pub fn end_of_text(&self) -> Option<u32> {
         match &self.kind {

@@ -1,8 +1,8 @@
 //! What examples must be before they are encoded: there, of a kind that the block's form takes, with labels that agree.
 
-use super::Content;
 use crate::problem::{BAD_LABEL, EMPTY, MISMATCH, Problem, SPLIT, WINDOW};
 use crate::source::{Document, Examples};
+use mdl_graph::Axis;
 use mdl_lang::spec::{DataSpec, Form, Source};
 
 pub(super) fn not_empty(name: &str, examples: &Examples, n_parts: usize) -> Option<Problem> {
@@ -106,11 +106,10 @@ pub(super) fn number_labels(spec: &DataSpec, parts: &[(String, Examples)]) -> Re
     Ok(labels)
 }
 
-pub(super) fn window_fits(name: &str, content: &Content, form: &Form, is_first: bool) -> Option<Problem> {
-    let (Form::Window { axis }, Content::Stream(ids)) = (form, content) else { return None };
+/// Whether a running text of `n` tokens has room for a window.
+pub(super) fn window_fits(name: &str, n: u64, axis: &Axis, is_first: bool) -> Option<Problem> {
     // Each token of a window has a next one; an evaluation gets by with a part of a window.
     let needed = if is_first { axis.size + 1 } else { 2 };
-    let n = ids.len() as u64;
     (n < needed).then(|| {
         let message = format!("a window of {} needs {needed} tokens, and {name} has {n}", axis.size);
         Problem::new(WINDOW, message).help("take a shorter window, more text, or a larger share for this part")

@@ -5,6 +5,7 @@ use crate::facts::{FileFacts, PartFacts};
 use crate::problem::{MISMATCH, Problem};
 use crate::source::{Document, Examples};
 use crate::tokenizer::Tokenizer;
+use mdl_graph::Axis;
 use mdl_lang::spec::Form;
 use std::path::Path;
 
@@ -16,6 +17,23 @@ pub(super) struct Encoder<'a> {
     pub(super) vocab: u64,
     pub(super) labels: &'a [String],
     pub(super) form: &'a Form,
+}
+
+/// Says how many rows are longer than their axis.
+pub(super) fn note_of_cut(
+    name: &str,
+    axis: &Axis,
+    is_labelled: bool,
+    lens: impl Iterator<Item = u64>,
+) -> Option<String> {
+    // The last token of an unlabelled row is only ever a `next`.
+    let room = axis.size + u64::from(!is_labelled);
+    let (mut n, mut n_cut) = (0, 0);
+    for len in lens {
+        n += 1;
+        n_cut += u64::from(len > room);
+    }
+    (n_cut > 0).then(|| format!("{n_cut} of {n} rows of {name} are longer than {} tokens and were cut", axis.size))
 }
 
 impl Encoder<'_> {
@@ -64,17 +82,9 @@ impl Encoder<'_> {
             (Examples::Documents(documents), Form::Pad { axis }) => {
                 let (rows, n_bytes) = self.rows(&documents, files)?;
                 facts.counted_bytes = n_bytes;
-                // The last token of an unlabelled row is only ever a `next`.
-                let room = axis.size + u64::from(rows.labels.is_none());
                 let starts = std::iter::once(&0).chain(&rows.ends);
-                let n_cut = starts.zip(&rows.ends).filter(|(start, end)| *end - *start > room).count();
-                if n_cut > 0 {
-                    let n = rows.ends.len();
-                    notes.push(format!(
-                        "{n_cut} of {n} rows of {name} are longer than {} tokens and were cut",
-                        axis.size
-                    ));
-                }
+                let lens = starts.zip(&rows.ends).map(|(start, end)| end - start);
+                notes.extend(note_of_cut(name, axis, rows.labels.is_some(), lens));
                 Content::Rows(rows)
             }
             (Examples::Documents(_), Form::Rows) => {
@@ -130,6 +140,6 @@ impl Encoder<'_> {
 
     fn first_bytes(&self, ids: &Ids) -> u64 {
         let first = ids.first().zip(self.tokenizer);
-        first.map_or(0, |(id, tokenizer)| tokenizer.decode(&[id]).len() as u64)
+        first.map_or(0, |(id, tokenizer)| tokenizer.bytes_of(id))
     }
 }

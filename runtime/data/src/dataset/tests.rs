@@ -41,6 +41,34 @@ fn facts_are_known_before_the_run_and_are_true() {
 }
 
 #[test]
+fn counting_a_text_gives_what_encoding_it_gives() {
+    let scratch = Scratch::new();
+    scratch.write(
+        "play.txt",
+        "Łódź → “Zürich”, naïve 𝄞 text; and a stretch of plain ASCII that is longer than a block.\n".repeat(9),
+    );
+    for tokenizer in [TokenizerSpec::Chars, TokenizerSpec::Bytes] {
+        let mut spec = spec(text("play.txt"));
+        (spec.tokenizer, spec.split) = (Some(tokenizer), shares(&[("train", 0.61), ("val", 0.39)]));
+        let told = describe(&spec, &scratch.0, None).expect("facts");
+        assert_eq!(prepare(&spec, &scratch.0, None).expect("prepared").facts, told);
+    }
+    scratch.write("rows.jsonl", "{\"t\": \"Łódź\", \"l\": \"a\"}\n{\"t\": \"a longer text\", \"l\": \"b\"}\n");
+    let mut sums = spec(addition(1));
+    sums.form = pad(5);
+    for mut spec in [sums, spec(jsonl("rows.jsonl", "t", Some("l"))), spec(jsonl("rows.jsonl", "t", None))] {
+        if !matches!(spec.form, Form::Pad { .. }) {
+            spec.form = pad(12);
+        }
+        for tokenizer in [TokenizerSpec::Chars, TokenizerSpec::Bytes] {
+            spec.tokenizer = Some(tokenizer);
+            let told = describe(&spec, &scratch.0, None).expect("facts");
+            assert_eq!(prepare(&spec, &scratch.0, None).expect("prepared").facts, told);
+        }
+    }
+}
+
+#[test]
 fn the_hash_follows_what_batches_hold() {
     let scratch = Scratch::new();
     let spec = play(&scratch);

@@ -13,12 +13,35 @@ pub(super) struct Chars {
 
 const NONE: u32 = u32::MAX;
 
+/// The bytes before the first that is not ASCII.
+fn ascii_prefix(bytes: &[u8]) -> &[u8] {
+    const BLOCK: usize = 64;
+    let blocks = bytes.chunks(BLOCK).take_while(|block| block.is_ascii()).count();
+    let start = (blocks * BLOCK).min(bytes.len());
+    let more = bytes[start..].iter().take_while(|byte| byte.is_ascii()).count();
+    &bytes[..start + more]
+}
+
 impl Chars {
     pub(super) fn of(texts: &[&str]) -> Chars {
         // A bit per code point: one pass, no hashing.
         let mut seen = vec![0u64; (char::MAX as usize >> 6) + 1];
-        for c in texts.iter().flat_map(|text| text.chars()) {
-            seen[c as usize >> 6] |= 1 << (c as usize & 63);
+        for text in texts {
+            // Most blocks of most texts are ASCII, where bytes are characters.
+            let mut ascii = [false; 128];
+            let mut rest = *text;
+            while !rest.is_empty() {
+                let plain = ascii_prefix(rest.as_bytes());
+                plain.iter().for_each(|byte| ascii[usize::from(byte & 127)] = true);
+                rest = &rest[plain.len()..];
+                for c in rest.chars().take_while(|c| !c.is_ascii()) {
+                    seen[c as usize >> 6] |= 1 << (c as usize & 63);
+                    rest = &rest[c.len_utf8()..];
+                }
+            }
+            for code in (0..128).filter(|code| ascii[*code]) {
+                seen[code >> 6] |= 1 << (code & 63);
+            }
         }
         let mut chars = Vec::new();
         for (word_idx, &word) in seen.iter().enumerate() {
