@@ -21,6 +21,7 @@ impl Isa {
 
     /// Every one that this machine has, from the weakest.
     pub fn available() -> Vec<Isa> {
+        #[cfg_attr(not(target_arch = "x86_64"), expect(unused_mut, reason = "nothing is added on other machines"))]
         let mut found = vec![Isa::Baseline];
         #[cfg(target_arch = "x86_64")]
         {
