@@ -63,10 +63,12 @@ fn on_recipe(command: Command, recipe_args: &[spec::Arg]) -> Command {
                 .value_parser(PossibleValuesParser::new(["cpu"]))
                 .default_value("cpu"),
         )
-        .arg(flag("seed", "N", "Replaces the seed of every training stage").value_parser(value_parser!(u64)))
+        .arg(
+            flag("seed", "N", "Replaces the seed of every training stage, and of what `generate` draws")
+                .value_parser(value_parser!(u64)),
+        )
         .arg(switch("quiet", "Only errors"))
-        .arg(switch("json", "Output for programs: one JSON value a line"))
-        .next_help_heading("Arguments of the recipe");
+        .arg(switch("json", "Output for programs: one JSON value a line"));
     for arg in recipe_args {
         let long = arg.name.replace('_', "-");
         let mut help = arg.doc.lines().map(str::trim).collect::<Vec<_>>().join(" ").trim().to_string();
@@ -74,6 +76,7 @@ fn on_recipe(command: Command, recipe_args: &[spec::Arg]) -> Command {
             help.push_str(&format!("{}[default: {default}]", if help.is_empty() { "" } else { " " }));
         }
         let mut flag = Arg::new(format!("arg:{}", arg.name)).long(long.clone()).value_name(arg.ty.clone()).help(help);
+        flag = flag.help_heading("Arguments of the recipe");
         if long != arg.name {
             flag = flag.alias(arg.name.clone());
         }
@@ -135,7 +138,7 @@ pub(crate) fn command(recipe_args: &[spec::Arg]) -> Command {
         );
     let fmt = Command::new("fmt")
         .about("Formats recipes in place")
-        .arg(Arg::new("FILES").required(true).num_args(1..).value_parser(value_parser!(PathBuf)))
+        .arg(Arg::new("FILES").required(true).num_args(1..).value_parser(value_parser!(PathBuf)).help("The .mdl files"))
         .arg(switch("check", "Changes nothing; says which files would change, and ends with 1 if any"));
     let explain = Command::new("explain")
         .about("Explains an error code, with a wrong and a right example; or a kind of block, field by field")
@@ -152,7 +155,7 @@ pub(crate) fn command(recipe_args: &[spec::Arg]) -> Command {
 
 /// The recipe that a command line names: the first word after the command that is no flag and no flag's value.
 pub(crate) fn find_recipe(words: &[OsString]) -> Option<PathBuf> {
-    const VALUED: [&str; 15] = [
+    const VALUED: [&str; 16] = [
         "--out",
         "--threads",
         "--device",
@@ -168,20 +171,25 @@ pub(crate) fn find_recipe(words: &[OsString]) -> Option<PathBuf> {
         "--top-p",
         "--measure",
         "--trace",
+        "--weights",
     ];
     let mut words = words.iter().skip(1).map(|word| word.to_string_lossy());
     words.by_ref().find(|word| ON_RECIPES.contains(&word.as_ref()))?;
     let mut is_value = false;
+    let mut file = None;
     for word in words {
         if word.starts_with("--") {
             is_value = VALUED.contains(&word.as_ref());
         } else if std::mem::take(&mut is_value) {
             continue;
-        } else if word.ends_with(".mdl") || Path::new(word.as_ref()).is_file() {
+        } else if word.ends_with(".mdl") {
             return Some(PathBuf::from(word.as_ref()));
+        } else if file.is_none() && Path::new(word.as_ref()).is_file() {
+            // A recipe of another name, unless it is the value of a recipe's own flag, which only the recipe tells.
+            file = Some(PathBuf::from(word.as_ref()));
         }
     }
-    None
+    file
 }
 
 impl Common {
@@ -239,6 +247,9 @@ mod tests {
         assert_eq!(found("mdlc run a.mdl --steps 3"), Some("a.mdl".into()));
         assert_eq!(found("mdlc run --out x.mdl a.mdl"), Some("a.mdl".into()));
         assert_eq!(found("mdlc --color never check a.mdl"), Some("a.mdl".into()));
+        // A file that is there is not taken for the recipe where one follows.
+        assert_eq!(found("mdlc run --text Cargo.toml a.mdl"), Some("a.mdl".into()));
+        assert_eq!(found("mdlc run Cargo.toml"), Some("Cargo.toml".into()));
         assert_eq!(found("mdlc explain E0204"), None);
     }
 

@@ -68,9 +68,14 @@ pub(crate) fn failed(error: &RunError, loaded: &Loaded, common: &Common, color: 
     match error {
         RunError::Recipe(diagnostic) => refused(diagnostic, loaded, common, color),
         // Problems of the data say themselves what they are.
-        RunError::Data(_) => {
+        RunError::Data(problems) => {
             let _ = writeln!(std::io::stderr(), "{error}");
-            exit::WRONG
+            // Where there is no room, nothing is wrong with the data.
+            if problems.iter().all(|problem| problem.code == mdl_data::problem::CACHE) {
+                exit::FAILED
+            } else {
+                exit::WRONG
+            }
         }
         RunError::Usage(message) => {
             fail(message);

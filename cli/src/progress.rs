@@ -51,6 +51,10 @@ impl Progress {
         let first = *self.first.get_or_insert((step.step, Instant::now()));
         let took = step.took.as_secs_f64();
         self.step_s = if self.step_s == 0.0 { took } else { 0.95 * self.step_s + 0.05 * took };
+        if self.peak_flops > 0.0 {
+            // On a busy machine the peak is measured too low; what a step reaches, the machine can do.
+            self.peak_flops = self.peak_flops.max(step.flops as f64 / self.step_s);
+        }
         // What a step really takes holds evaluation and saving too.
         let done = step.step - first.0;
         let whole = if done > 0 { first.1.elapsed().as_secs_f64() / done as f64 } else { took };

@@ -110,5 +110,8 @@ fn a_trained_stage_writes_text() {
         assert_eq!(text, write(&["--weights", kept]), "{kept}");
     }
     assert_eq!(text, generate("1"), "the same seed writes the same text");
+    let told: serde_json::Value = serde_json::from_str(&write(&["--seed", "1", "--json"])).expect("one line of JSON");
+    assert_eq!(format!("mdl{}\n", told["text"].as_str().expect("a text")), text);
+    assert_eq!((told["stage"].as_str(), told["tokens"].as_u64()), (Some("base"), Some(40)));
     assert_ne!(text, generate("2"), "another seed writes another");
 }

@@ -91,7 +91,9 @@ fn a_recipe_that_is_not_utf8() {
 #[test]
 fn nested_parentheses_without_end() {
     let deep = format!("arg depth: Int = {}1{}\n", "(".repeat(100_000), ")".repeat(100_000));
-    refused(deep + RECIPE, corpus(), "E0105");
+    let said = refused(deep + RECIPE, corpus(), "E0105");
+    assert!(said.len() < 5_000, "the line is shown as far as it matters, not whole: {} bytes", said.len());
+    assert!(said.contains("recipe.mdl:1:274") && said.contains('…'), "{said}");
 }
 
 #[test]
@@ -108,6 +110,9 @@ fn an_axis_of_size_zero() {
 #[test]
 fn widths_that_do_not_divide() {
     refused(spoilt("heads: 2", "heads: 3"), corpus(), "E0211");
+    // Inside of the library the axis has another name.
+    let said = refused(spoilt("width: 8](heads: 2", "width: t](heads: 3"), corpus(), "E0211");
+    assert!(said.contains("std/nn/attention.mdl:") && said.contains("its `width` is `t`"), "{said}");
 }
 
 /// What only the compiler sees is told like the rest, by `check` and by `run`, and before the stage writes anything.
@@ -149,6 +154,9 @@ fn wrong_usage_ends_with_2() {
         [&["run"][..], &["fly", "x.mdl"], &["run", "examples/bench.mdl", "--no-such-flag"], &["explain", "E9999"]]
     {
         assert_eq!(run(words).status.code(), Some(2), "{words:?}");
+    }
+    for more in [["--stage", "none"], ["--dump-after", "none"], ["--emit", "none"]] {
+        assert_eq!(run(&[&["build", "examples/bench.mdl"][..], &more].concat()).status.code(), Some(2), "{more:?}");
     }
     let write = ["generate", "examples/shakespeare.mdl", "--prompt", "a"];
     for more in [["--top-p", "7"], ["--top-p", "0"], ["--temperature", "-1"], ["--stage", "none"], ["--threads", "0"]] {

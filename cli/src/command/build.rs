@@ -35,7 +35,7 @@ pub(super) fn build(common: &Common, matches: &ArgMatches, color: bool) -> u8 {
         }
         Err(Wrong::Plain(message)) => {
             fail(&message);
-            exit::WRONG
+            exit::USAGE
         }
         Err(Wrong::Refused(diagnostic)) => super::refused(&diagnostic, &loaded, common, color),
     }
@@ -43,6 +43,7 @@ pub(super) fn build(common: &Common, matches: &ArgMatches, color: bool) -> u8 {
 
 /// Why there is nothing to print.
 enum Wrong {
+    /// What the flags ask for is not there.
     Plain(String),
     Refused(Box<Diagnostic>),
 }

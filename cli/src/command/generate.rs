@@ -9,10 +9,12 @@ use mdl_runtime::device::{Cpu, Tensors};
 use mdl_runtime::error::RunError;
 use mdl_runtime::generate::{Choice, Generator};
 use mdl_runtime::stage::train;
+use serde_json::json;
 
 use super::{failed, given, loaded};
 use crate::args::Common;
 use crate::load::Loaded;
+use crate::progress::print_line;
 
 pub(super) fn generate(common: &Common, matches: &ArgMatches, color: bool) -> u8 {
     let loaded = match loaded(common, color) {
@@ -66,14 +68,27 @@ fn write(common: &Common, matches: &ArgMatches, loaded: &Loaded) -> Result<(), R
         seed: common.seed.unwrap_or(0),
     };
     let mut out = std::io::stdout();
-    let _ = write!(out, "{}", given::<String>(matches, "prompt"));
+    let begin = given::<String>(matches, "prompt");
+    if !common.json {
+        let _ = write!(out, "{begin}");
+    }
     let mut stream = tokenizer.stream();
+    let (mut written, mut n_tokens) = (String::new(), 0_u64);
     generator.generate(&mut tensors, &cpu, &prompt, given(matches, "new"), choice, |id| {
         let text = stream.push(id);
+        n_tokens += 1;
+        if common.json {
+            written.push_str(&text);
+            return Some(id) != tokenizer.end_of_text();
+        }
         // A reader that has gone away ends the text.
         write!(out, "{text}").and_then(|()| out.flush()).is_ok() && Some(id) != tokenizer.end_of_text()
     })?;
-    let _ = writeln!(out);
+    if common.json {
+        print_line(&json!({ "stage": stage, "prompt": begin, "text": written, "tokens": n_tokens }).to_string());
+    } else {
+        let _ = writeln!(out);
+    }
     Ok(())
 }
 

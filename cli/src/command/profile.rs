@@ -26,7 +26,7 @@ pub(super) fn run(common: &Common, matches: &ArgMatches, color: bool) -> u8 {
         Ok(stage) => stage,
         Err(message) => {
             fail(&message);
-            return exit::WRONG;
+            return exit::USAGE;
         }
     };
     let cpu = match Cpu::new(common.threads) {

@@ -61,6 +61,13 @@ impl Names {
         axes.names().map(|local| (local.clone(), outer(local))).collect()
     }
 
+    /// All names inside and what they are outside, for diagnostics.
+    fn crossing(&self) -> Vec<(Name, Name)> {
+        let signature = self.signature.iter().map(|(local, outer, _)| (Name::from(local.as_str()), outer.clone()));
+        let rest = self.rest.iter().map(|(outer, local)| (local.clone(), outer.clone()));
+        self.pairs.iter().cloned().chain(signature).chain(rest).collect()
+    }
+
     fn outer(&self, local: &Name) -> Name {
         if let Some((_, outer)) = self.pairs.iter().find(|(known, _)| known == local) {
             return outer.clone();
@@ -161,12 +168,19 @@ impl Elaborator<'_> {
             };
             env = self.bind_pattern(&env, &param.pattern, value, param.span)?;
         }
+        self.enter(names.crossing());
+        let result = self.run_body(&env, &names, &callee, span);
+        self.crossings.pop();
+        result
+    }
+
+    fn run_body(&mut self, env: &Env, names: &Names, callee: &Callee<'_>, span: Span) -> Eval<Value> {
         let n_found = self.found.len();
-        let value = self.eval(&env, callee.body)?;
+        let value = self.eval(env, callee.body)?;
         if self.found.len() > n_found {
             self.rename_found(n_found, span, &|elab, tensor| names.outward(elab.axes(tensor)))?;
         }
-        self.bring_out(&env, &names, callee.result, value, callee.body.span)
+        self.bring_out(env, names, callee.result, value, callee.body.span)
     }
 
     fn conform_param(&mut self, env: &Env, param: &Param, value: Value, span: Span) -> Eval<Value> {

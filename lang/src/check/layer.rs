@@ -72,7 +72,9 @@ impl Elaborator<'_> {
             return Err(self.error_help(Code::E0214, message, span, "this would never end", help));
         }
         self.building.push(code.clone());
+        let n_crossings = self.crossings.len();
         let layer = self.build_now(&code, maker.given.as_ref(), args, span);
+        self.crossings.truncate(n_crossings);
         self.building.pop();
         layer.map(Value::Layer)
     }
@@ -113,6 +115,7 @@ impl Elaborator<'_> {
             };
             env = self.bind_pattern(&env, &param.pattern, value, param.span)?;
         }
+        self.enter(outer.clone());
         let first_stored = self.stored.len();
         let mut members: Vec<(Rc<str>, Value)> = Vec::new();
         for member in &code.ast.members {

@@ -58,6 +58,7 @@ mod builtins;
 mod call;
 mod copies;
 mod cross;
+mod crossing;
 mod decoder;
 mod draw;
 mod eval;
@@ -112,6 +113,7 @@ pub struct Elaborator<'w> {
 
     // What is being evaluated.
     calls: Vec<Span>,
+    crossings: Vec<crossing::Crossing>,
     running: Vec<Rc<FnDef>>,
     in_methods: Vec<(u32, String)>,
     building: Vec<Rc<value::LayerCode>>,
@@ -176,6 +178,7 @@ impl<'w> Elaborator<'w> {
             arg_values: HashMap::new(),
             evaluating: Vec::new(),
             calls: Vec::new(),
+            crossings: Vec::new(),
             running: Vec::new(),
             in_methods: Vec::new(),
             building: Vec::new(),

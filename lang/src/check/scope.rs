@@ -23,15 +23,8 @@ pub(super) fn untwinned(name: &Name) -> Name {
 
 impl Elaborator<'_> {
     /// Pushes a diagnostic, unless the very same is there. One inside the library also points at the recipe.
-    pub(super) fn push(&mut self, mut diagnostic: Diagnostic) {
-        let in_library =
-            |elab: &Self, span: Span| elab.files.iter().any(|file| file.is_library && file.id == span.file);
-        if diagnostic.labels.first().is_some_and(|label| in_library(self, label.span)) {
-            let from = self.calls.iter().rev().find(|span| !in_library(self, **span)).copied();
-            if let Some(from) = from {
-                diagnostic = diagnostic.label(from, "called from here");
-            }
-        }
+    pub(super) fn push(&mut self, diagnostic: Diagnostic) {
+        let diagnostic = self.told_outside(diagnostic);
         let known = |known: &Diagnostic| {
             known.code == diagnostic.code
                 && known.message == diagnostic.message
