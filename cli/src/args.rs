@@ -7,6 +7,7 @@ use clap::builder::PossibleValuesParser;
 use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
 use mdl_compiler::stored::Kept;
 use mdl_lang::spec;
+use mdl_runtime::device::Device;
 
 /// Commands that read a recipe, and so have its `arg`s as flags.
 pub(crate) const ON_RECIPES: [&str; 5] = ["run", "check", "build", "profile", "generate"];
@@ -17,6 +18,7 @@ pub(crate) struct Common {
     pub(crate) recipe: PathBuf,
     pub(crate) out: Option<PathBuf>,
     pub(crate) threads: Option<usize>,
+    pub(crate) device: Device,
     pub(crate) seed: Option<u64>,
     pub(crate) quiet: bool,
     pub(crate) json: bool,
@@ -59,8 +61,8 @@ fn on_recipe(command: Command, recipe_args: &[spec::Arg]) -> Command {
                 .value_parser(value_parser!(u64).range(1..=1024)),
         )
         .arg(
-            flag("device", "NAME", "What to compute on")
-                .value_parser(PossibleValuesParser::new(["cpu"]))
+            flag("device", "NAME", "What to compute on: the processor, an NVIDIA card, or a card if there is one")
+                .value_parser(PossibleValuesParser::new(Device::NAMES))
                 .default_value("cpu"),
         )
         .arg(
@@ -207,6 +209,7 @@ impl Common {
             recipe: matches.get_one::<PathBuf>("RECIPE").cloned().unwrap_or_default(),
             out: matches.get_one::<PathBuf>("out").cloned(),
             threads: matches.get_one::<u64>("threads").map(|threads| *threads as usize),
+            device: matches.get_one::<String>("device").and_then(|name| Device::of(name)).unwrap_or(Device::Cpu),
             seed: matches.get_one::<u64>("seed").copied(),
             quiet: matches.get_flag("quiet"),
             json: matches.get_flag("json"),

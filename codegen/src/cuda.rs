@@ -68,7 +68,7 @@ pub fn program(kernels: &[Kernel]) -> Result<Program, CompileError> {
             Work::Nest(nest) => nest::print(&mut text, &mut unit, nest)?,
             Work::Contract(contract) => contract::print(&mut text, &mut unit, contract)?,
             Work::Plane(plane) => plane::print(&mut text, &mut unit, plane)?,
-            Work::Scatter(scatter) => scatter::print(&mut text, &mut unit, scatter),
+            Work::Scatter(scatter) => scatter::print(&mut text, &mut unit, scatter)?,
             Work::Prefix(prefix) => order::prefix(&mut text, &mut unit, prefix),
             Work::Top(top) => order::top(&mut text, &mut unit, top),
         }

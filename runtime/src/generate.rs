@@ -164,7 +164,7 @@ impl Generator {
         let mut convert = Executable::new(&self.convert, &self.orders, cpu)?;
         tensors.allocate(convert.plan());
         load(tensors)?;
-        convert.run(tensors, cpu);
+        convert.run(tensors, cpu)?;
         for input in self.convert.inputs().iter().filter(|input| input.kind == InputKind::Weight) {
             tensors.remove(input.name.as_str());
         }
@@ -189,9 +189,7 @@ impl Generator {
         }
         self.allocate(tensors);
         for cache in &self.caches {
-            if let Some(tensor) = tensors.get_mut(cache.as_str()) {
-                tensor.data.bytes_mut().fill(0);
-            }
+            tensors.clear(cache);
         }
         let mut text: Vec<u32> = prompt.to_vec();
         let mut read = 0;
@@ -235,7 +233,7 @@ impl Generator {
             if let Some(pos) = executable.input::<i32>(POS) {
                 pos[0] = *read as i32;
             }
-            executable.run(tensors, cpu);
+            executable.run(tensors, cpu)?;
             *read += n as u64;
         }
         let logits = self.one.output::<f32>("logits").unwrap_or_default();

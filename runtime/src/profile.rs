@@ -155,7 +155,7 @@ fn measure(
         let inputs = began.elapsed();
         let mut launches = Vec::with_capacity(program.plan().report.launches as usize);
         let began = Instant::now();
-        program.run_timed(&mut tensors, &run.cpu, &mut launches);
+        program.run_timed(&mut tensors, &run.cpu, &mut launches)?;
         if n >= WARM_UP {
             seen.push((began.elapsed(), inputs, launches));
         }

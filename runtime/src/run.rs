@@ -126,8 +126,18 @@ impl<'a> Run<'a> {
 
     /// The plans of a train stage.
     pub fn programs(&self, spec: &TrainSpec, stage: &Stage) -> Result<Programs, RunError> {
-        plan_stage(spec, self.cpu.machine())
-            .map_err(|error| RunError::Recipe(Box::new(crate::refuse::refused(spec, stage.span, &error))))
+        let programs = plan_stage(spec, self.cpu.machine())
+            .map_err(|error| RunError::Recipe(Box::new(crate::refuse::refused(spec, stage.span, &error))))?;
+        // Nothing is allocated that would not fit with the rest.
+        if let Some(gpu) = &self.cpu.card {
+            let doing = || format!("beginning `{}`", stage.name);
+            let free = gpu.free_bytes().map_err(|error| RunError::failed(doing(), error.to_string()))?;
+            let needed = programs.memory.peak_bytes();
+            if needed > free {
+                return Err(RunError::failed(doing(), crate::device::too_large(needed, free, gpu)));
+            }
+        }
+        Ok(programs)
     }
 
     /// The prepared data of a data stage; read once in a run.

@@ -80,7 +80,7 @@ fn asked(recipe: &str, args: &[(&str, &str)], threads: usize) -> Vec<u64> {
         step.fill(&batcher, fields, n);
         step.set_scalar("seed", 7);
         step.set_scalar("step", n as i32);
-        step.run(&mut tensors, &cpu);
+        step.run(&mut tensors, &cpu).expect("it runs");
         let loss = step.scalar("loss").expect("a loss");
         let after = ASKED.load(Ordering::SeqCst);
         assert!(loss > 0.0, "{recipe}: a loss of {loss} says nothing");

@@ -96,7 +96,7 @@ fn agrees(name: &str, model: &str) {
         }
         step.set_scalar("seed", 0);
         step.set_scalar("step", at as i32);
-        step.run(&mut tensors, &cpu);
+        step.run(&mut tensors, &cpu).expect("it runs");
         for (ours, theirs) in [("loss", "losses"), ("grad_norm", "grad_norms")] {
             let (got, wanted) = (step.scalar(ours).expect("reported"), told[theirs][at].as_f64().expect("recorded"));
             assert!((got - wanted).abs() <= 1e-4 * wanted.abs(), "{name}, step {at}: {ours} {got}, PyTorch {wanted}");

@@ -37,7 +37,7 @@ pub(super) fn run(common: &Common, color: bool) -> u8 {
         fail(&format!("cannot listen for Ctrl-C: {error}"));
         return exit::FAILED;
     }
-    let cpu = match Cpu::new(common.threads) {
+    let cpu = match Cpu::new(common.threads).and_then(|cpu| cpu.on(common.device)) {
         Ok(cpu) => cpu,
         Err(error) => {
             fail(&error.to_string());
@@ -45,7 +45,7 @@ pub(super) fn run(common: &Common, color: bool) -> u8 {
         }
     };
     // Without a figure the share is left out.
-    let peak = if mode == Mode::Person { peak_flops(&cpu).unwrap_or(0.0) } else { 0.0 };
+    let peak = if mode == Mode::Person && cpu.card.is_none() { peak_flops(&cpu).unwrap_or(0.0) } else { 0.0 };
     let mut progress = Progress::new(mode, peak);
     let mut run = Run::new(&loaded.program, common.base(), common.out(), cpu, &STOP, &mut progress);
     run.seed = common.seed;

@@ -8,18 +8,22 @@ use super::print::{Text, integer, loaded, stored, sum, value_type};
 use super::scalar::neutral;
 use super::tile::Walk;
 use super::{THREADS, Unit};
+use crate::jit::CompileError;
 
 fn walk(dims: &[ScatterDim], of: fn(&ScatterDim) -> i64) -> Walk {
     Walk::new(dims.iter().map(|dim| (dim.extent, of(dim))))
 }
 
-pub(super) fn print(text: &mut Text, unit: &mut Unit<'_>, scatter: &Scatter) {
+pub(super) fn print(text: &mut Text, unit: &mut Unit<'_>, scatter: &Scatter) -> Result<(), CompileError> {
     let kernel = unit.kernel;
     let (rows, index, out) = (scatter.rows.buf.0 as usize, scatter.index.buf.0 as usize, scatter.out.buf.0 as usize);
     let keep = walk(&scatter.keep, |dim| dim.out).count();
     let points = walk(&scatter.points, |dim| dim.rows).count();
     let inner = walk(&scatter.inner, |dim| dim.out).count();
     let (extent, n) = (integer(scatter.extent as i64), integer(points as i64));
+    if keep * points >= 1 << 31 {
+        return Err(CompileError(format!("kernel {} scatters {keep} times {points} points", kernel.name)));
+    }
     let sorted = unit.spare("sorted", DType::I32, keep * points);
     let keys = unit.spare("keys", DType::I32, keep * points);
 
@@ -38,11 +42,16 @@ pub(super) fn print(text: &mut Text, unit: &mut Unit<'_>, scatter: &Scatter) {
     let place = sum(&terms, scatter.index.base);
     text.line("// What goes nowhere goes last.");
     text.line("auto key = [=](int p) {");
-    text.line(format!("    const long long to = b{index}[{place}];"));
-    text.line(format!("    return to >= 0 && to < {extent} ? (int)to : {extent};"));
+    text.line(format!("    const {} to = b{index}[{place}];", value_type(kernel.bufs[index].dtype)));
+    if kernel.bufs[index].dtype == DType::I64 {
+        text.line("    const int at = (int)to;");
+        text.line(format!("    return (int)(to >> 32) == 0 && at >= 0 && at < {extent} ? at : {extent};"));
+    } else {
+        text.line(format!("    return to >= 0 && to < {extent} ? to : {extent};"));
+    }
     text.line("};");
     text.line(format!("const int own = point < {n} ? key(point) : {extent};"));
-    text.line("int before = 0;");
+    text.line("unsigned before = 0;");
     text.open(format!("for (int first = 0; first < {n}; first += {THREADS})"));
     text.line("__syncthreads();");
     text.line(format!("if (first + (int)threadIdx.x < {n}) others[threadIdx.x] = key(first + threadIdx.x);"));
@@ -54,8 +63,8 @@ pub(super) fn print(text: &mut Text, unit: &mut Unit<'_>, scatter: &Scatter) {
     text.close();
     text.close();
     text.line(format!("if (point >= {n}) return;"));
-    text.line(format!("sorted[(long long)keep * {n} + before] = point;"));
-    text.line(format!("keys[(long long)keep * {n} + before] = own;"));
+    text.line(format!("sorted[(unsigned)keep * {n} + before] = point;"));
+    text.line(format!("keys[(unsigned)keep * {n} + before] = own;"));
     text.close();
 
     let stored_as = kernel.bufs[out].dtype;
@@ -98,4 +107,5 @@ pub(super) fn print(text: &mut Text, unit: &mut Unit<'_>, scatter: &Scatter) {
     let value = if stored_as == DType::Bool { "sum != 0".to_string() } else { stored(stored_as, "sum") };
     text.line(format!("b{out}[{}] = {value};", sum(&place, scatter.out.base)));
     text.close();
+    Ok(())
 }

@@ -8,13 +8,15 @@ use std::time::Instant;
 use mdl_codegen::{Buffers, Module, Target, Workspace};
 use mdl_compiler::budget::compile;
 use mdl_compiler::pass::Options;
-use mdl_compiler::plan::{Base, KernelId, Machine, Place, Plan, PlanOptions, Port, Walker};
+use mdl_compiler::plan::{Base, KernelId, Machine, Place, Plan, PlanOptions, Port, SlotId, Walker};
 use mdl_data::{Batcher, FieldSlice, Filled};
 use mdl_graph::{DType, Graph, Name, bug};
 use mdl_lang::spec::Field;
 use smallvec::SmallVec;
 
+use super::card::OnCard;
 use super::{Block, Cpu, Tensors};
+use crate::error::RunError;
 use crate::profile::Launched;
 
 /// Verifying goes through all launches of a step, 0.7 µs each (on 2 cores of Sapphire Rapids, 2026-11-21): 0.5 ms for 12 layers of a
@@ -49,10 +51,21 @@ impl Element for i32 {
 
 pub struct Executable {
     plan: Plan,
+    walker: Walker,
+    /// The plan's arena; of a plan on a card, its inputs and outputs alone.
+    arena: Block,
+    on: On,
+}
+
+/// What runs the steps.
+enum On {
+    Cpu(Box<Native>),
+    Card(Box<OnCard>),
+}
+
+struct Native {
     module: Module,
     workspace: Workspace,
-    walker: Walker,
-    arena: Block,
     /// Base addresses of `plan.states`, refreshed at each run.
     states: Vec<*mut u8>,
     /// Base addresses of a launch's buffers.
@@ -63,15 +76,27 @@ pub struct Executable {
 unsafe impl Send for Executable {}
 
 impl Executable {
-    /// Compiles a graph that trains nothing. `orders` are the axes of weights and states, outermost first.
+    /// Compiles a graph that runs once, before anything else, for the processor: so first values are the same everywhere. `orders` are the axes of weights and states, outermost first.
     pub fn new(graph: &Graph, orders: &BTreeMap<Name, Vec<Name>>, cpu: &Cpu) -> Result<Executable, BuildError> {
         let planning = PlanOptions { orders: orders.clone(), ..PlanOptions::default() };
         let plan =
             compile(graph, &Options::default(), &planning, None).map_err(|error| BuildError(error.to_string()))?;
-        Executable::of_plan(plan, cpu)
+        Executable::on_processor(plan, cpu)
     }
 
+    /// Compiles a plan for the card, if stages run on one, or else the processor.
     pub fn of_plan(plan: Plan, cpu: &Cpu) -> Result<Executable, BuildError> {
+        match &cpu.card {
+            None => Executable::on_processor(plan, cpu),
+            Some(gpu) => {
+                let card = OnCard::new(&plan, gpu)?;
+                let arena = Block::zeroed(card.staged_bytes());
+                Ok(Executable { walker: Walker::new(&plan), arena, on: On::Card(Box::new(card)), plan })
+            }
+        }
+    }
+
+    fn on_processor(plan: Plan, cpu: &Cpu) -> Result<Executable, BuildError> {
         // Launches write by address: what they rely on is looked at before the first.
         if plan.report.launches <= MOST_VERIFIED
             && let Err(error) = plan.verify()
@@ -81,15 +106,14 @@ impl Executable {
         let module =
             Module::compile(&plan.kernels, Target::Cpu(cpu.isa)).map_err(|error| BuildError(error.to_string()))?;
         let most = plan.kernels.iter().map(|kernel| kernel.bufs.len()).max().unwrap_or(0);
-        Ok(Executable {
-            walker: Walker::new(&plan),
-            arena: Block::zeroed(plan.arena_bytes),
+        let native = Native {
             states: Vec::with_capacity(plan.states.len()),
             bufs: Vec::with_capacity(most),
             workspace: module.workspace(cpu.threads()),
             module,
-            plan,
-        })
+        };
+        let arena = Block::zeroed(plan.arena_bytes);
+        Ok(Executable { walker: Walker::new(&plan), arena, on: On::Cpu(Box::new(native)), plan })
     }
 
     pub fn plan(&self) -> &Plan {
@@ -98,51 +122,78 @@ impl Executable {
 
     /// What it takes besides the tensors.
     pub fn own_bytes(&self, cpu: &Cpu) -> u64 {
-        self.arena.len() as u64 + self.module.workspace_bytes(cpu.threads())
+        match &self.on {
+            On::Cpu(native) => self.arena.len() as u64 + native.module.workspace_bytes(cpu.threads()),
+            On::Card(card) => card.bytes(),
+        }
     }
 
     /// Shares its arena with another that never runs at the same time, from one [`Executable::lend`] to the next. The arena is as
     /// large as the larger of the two asks.
-    pub fn share(&mut self, other: &mut Executable) {
+    pub fn share(&mut self, other: &mut Executable) -> Result<(), RunError> {
+        if let (On::Card(card), On::Card(others)) = (&mut self.on, &mut other.on) {
+            return card.share(others).map_err(on_card);
+        }
         if self.arena.len() < other.arena.len() {
             self.arena = Block::zeroed(other.arena.len() as u64);
         }
         other.arena = Block::zeroed(0);
+        Ok(())
     }
 
     /// Gives the shared arena to the other, or takes it back. What was in it is lost, as between two runs.
     pub fn lend(&mut self, other: &mut Executable) {
-        std::mem::swap(&mut self.arena, &mut other.arena);
+        match (&mut self.on, &mut other.on) {
+            (On::Card(card), On::Card(others)) => card.lend(others),
+            _ => std::mem::swap(&mut self.arena, &mut other.arena),
+        }
     }
 
     /// Runs the plan once. All of its weights and states must be in `tensors`; see [`Tensors::allocate`].
-    pub fn run(&mut self, tensors: &mut Tensors, cpu: &Cpu) {
+    pub fn run(&mut self, tensors: &mut Tensors, cpu: &Cpu) -> Result<(), RunError> {
+        if let On::Card(card) = &mut self.on {
+            return card.step(&self.plan, &mut self.walker, &mut self.arena, tensors).map_err(on_card);
+        }
         self.walk(tensors, cpu, |launches, walker, plan| {
             let Ok(()) = walker.walk(plan, launches);
         });
+        Ok(())
     }
 
-    /// The same; says of each launch when it began and how long it took.
-    pub fn run_timed(&mut self, tensors: &mut Tensors, cpu: &Cpu, seen: &mut Vec<Launched>) {
+    /// The same on the processor; says of each launch when it began and how long it took.
+    pub fn run_timed(&mut self, tensors: &mut Tensors, cpu: &Cpu, seen: &mut Vec<Launched>) -> Result<(), RunError> {
+        if let On::Card(_) = &self.on {
+            return Err(RunError::Usage("launches are timed on the processor only: take `--device cpu`".into()));
+        }
         self.walk(tensors, cpu, |launches, walker, plan| {
             let Ok(()) = walker.walk(plan, &mut Timed { launches, began: Instant::now(), seen });
         });
+        Ok(())
     }
 
     fn walk(&mut self, tensors: &mut Tensors, cpu: &Cpu, go: impl FnOnce(&mut Launches<'_>, &mut Walker, &Plan)) {
-        self.states.clear();
+        let On::Cpu(native) = &mut self.on else { bug!("a plan on a card is walked by the processor") };
+        native.states.clear();
         for state in &self.plan.states {
-            self.states.push(tensors.base(&state.name));
+            native.states.push(tensors.base(&state.name));
         }
         let mut machine = Launches {
-            module: &self.module,
-            workspace: &self.workspace,
+            module: &native.module,
+            workspace: &native.workspace,
             cpu,
             arena: arena_base(&mut self.arena, &self.plan),
-            states: &self.states,
-            bufs: &mut self.bufs,
+            states: &native.states,
+            bufs: &mut native.bufs,
         };
         go(&mut machine, &mut self.walker, &self.plan);
+    }
+
+    /// Where a slot of the arena lies in `arena`.
+    fn place(&self, slot: SlotId) -> usize {
+        match &self.on {
+            On::Cpu(_) => self.plan.slot(slot).offset as usize,
+            On::Card(card) => card.staged(slot),
+        }
     }
 
     /// An input that is written before each run: a batch field or a scalar. `None` when the plan has no use for it.
@@ -163,7 +214,7 @@ impl Executable {
         if slot.base != Base::Arena {
             return None;
         }
-        let (offset, len) = (slot.offset as usize, port.size_bytes() as usize);
+        let (offset, len) = (self.place(port.slot), port.size_bytes() as usize);
         Some(&mut self.arena.bytes_mut()[offset..offset + len])
     }
 
@@ -182,11 +233,14 @@ impl Executable {
     pub fn output_bytes<'a>(&'a self, name: &str, tensors: &'a Tensors) -> Option<&'a [u8]> {
         let port = self.plan.output(name)?;
         let slot = self.plan.slot(port.slot);
-        let bytes = match slot.base {
-            Base::Arena => self.arena.bytes(),
-            Base::State(state) => tensors.get(self.plan.states[state as usize].name.as_str())?.data.bytes(),
+        let (bytes, offset) = match slot.base {
+            Base::Arena => (self.arena.bytes(), self.place(port.slot)),
+            Base::State(state) => {
+                let tensor = tensors.get(self.plan.states[state as usize].name.as_str())?;
+                (tensor.data.bytes(), slot.offset as usize)
+            }
         };
-        bytes.get(slot.offset as usize..)?.get(..port.size_bytes() as usize)
+        bytes.get(offset..)?.get(..port.size_bytes() as usize)
     }
 
     /// Writes a scalar input, `i32`; a plan that has no use for it is left alone.
@@ -218,7 +272,10 @@ impl Executable {
 
     /// Writes the batch of a step straight into the inputs.
     pub fn fill(&mut self, batcher: &Batcher, fields: &[Field], step: u64) -> Filled {
-        let base = arena_base(&mut self.arena, &self.plan);
+        let base = match &self.on {
+            On::Cpu(_) => arena_base(&mut self.arena, &self.plan),
+            On::Card(_) => self.arena.base(),
+        };
         let mut slices: SmallVec<[FieldSlice<'_>; 8]> = SmallVec::new();
         for field in fields {
             let Some(port) = self.plan.input(&field.name) else {
@@ -232,7 +289,7 @@ impl Executable {
             // SAFETY: the slot lies in the arena, aligned to `ALIGN_BYTES`; inputs are live together, so the plan's
             // verifier holds that their slots are apart; the arena is borrowed alone for as long as the slices live.
             slices.push(unsafe {
-                let at = base.add(slot.offset as usize);
+                let at = base.add(self.place(port.slot));
                 match field.dtype {
                     DType::I32 => FieldSlice::I32(std::slice::from_raw_parts_mut(at.cast(), count)),
                     DType::F32 => FieldSlice::F32(std::slice::from_raw_parts_mut(at.cast(), count)),
@@ -249,8 +306,13 @@ impl Executable {
         if port.dtype != T::DTYPE || slot.base != Base::Arena {
             bug!("`{}` is {} and is asked for as {}", port.name, port.dtype, T::DTYPE);
         }
-        (slot.offset as usize, port.count() as usize)
+        (self.place(port.slot), port.count() as usize)
     }
+}
+
+/// What a card could not do.
+fn on_card(error: mdl_gpu::Error) -> RunError {
+    RunError::failed("computing on the card", error.to_string())
 }
 
 /// Kernels and batches are written by address, so the arena must be there: it may be lent.

@@ -1,11 +1,15 @@
 //! What outlives a step: weights and states, by name.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use mdl_compiler::plan::Plan;
 use mdl_graph::{Axis, DType, Name};
 
+use mdl_gpu::{Error, Gpu, Memory};
+
 use super::Block;
+use crate::error::RunError;
 
 /// A tensor that is kept: dense, row-major in the order of `axes`.
 pub struct Tensor {
@@ -18,6 +22,20 @@ pub struct Tensor {
 #[derive(Default)]
 pub struct Tensors {
     by_name: BTreeMap<Name, Tensor>,
+    on_card: BTreeMap<Name, Copy>,
+}
+
+/// The same tensor in the memory of a card.
+struct Copy {
+    memory: Memory,
+    newer: Newer,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Newer {
+    Neither,
+    Here,
+    Card,
 }
 
 impl Tensors {
@@ -40,12 +58,75 @@ impl Tensors {
         }
     }
 
+    /// What a card has changed must be brought home first: see [`Tensors::fetch`].
     pub fn get(&self, name: &str) -> Option<&Tensor> {
-        self.by_name.get(&Name::from(name))
+        let name = Name::from(name);
+        self.is_home(&name);
+        self.by_name.get(&name)
     }
 
+    /// As [`Tensors::get`]. A card takes what is written here before it runs again.
     pub fn get_mut(&mut self, name: &str) -> Option<&mut Tensor> {
-        self.by_name.get_mut(&Name::from(name))
+        let name = Name::from(name);
+        self.is_home(&name);
+        if let Some(copy) = self.on_card.get_mut(&name) {
+            copy.newer = Newer::Here;
+        }
+        self.by_name.get_mut(&name)
+    }
+
+    fn is_home(&self, name: &Name) {
+        if self.on_card.get(name).is_some_and(|copy| copy.newer == Newer::Card) {
+            mdl_graph::bug!("`{name}` is read here, and a card has changed it");
+        }
+    }
+
+    /// Makes all of it zero, whatever is there.
+    pub fn clear(&mut self, name: &Name) {
+        if let Some(copy) = self.on_card.get_mut(name) {
+            copy.newer = Newer::Here;
+        }
+        if let Some(tensor) = self.by_name.get_mut(name) {
+            tensor.data.bytes_mut().fill(0);
+        }
+    }
+
+    /// Brings home all that a card has changed.
+    pub fn fetch(&mut self) -> Result<(), RunError> {
+        let names: Vec<Name> = self.on_card.keys().cloned().collect();
+        let fetched = names.iter().try_for_each(|name| self.fetch_one(name));
+        fetched.map_err(|error| RunError::failed("reading the weights of the card", error.to_string()))
+    }
+
+    pub(super) fn fetch_one(&mut self, name: &Name) -> Result<(), Error> {
+        if let (Some(copy), Some(tensor)) = (self.on_card.get_mut(name), self.by_name.get_mut(name))
+            && copy.newer == Newer::Card
+        {
+            copy.memory.read(0, tensor.data.bytes_mut())?;
+            copy.newer = Newer::Neither;
+        }
+        Ok(())
+    }
+
+    /// The address of a tensor on a card, with what is newest in it.
+    pub(super) fn on_card(&mut self, name: &Name, gpu: &Arc<Gpu>) -> Result<u64, Error> {
+        let Some(tensor) = self.by_name.get_mut(name) else { mdl_graph::bug!("`{name}` is not allocated") };
+        if !self.on_card.contains_key(name) {
+            let memory = Memory::new(gpu, tensor.data.len() as u64)?;
+            self.on_card.insert(name.clone(), Copy { memory, newer: Newer::Here });
+        }
+        let Some(copy) = self.on_card.get_mut(name) else { mdl_graph::bug!("`{name}` has no copy") };
+        if copy.newer == Newer::Here {
+            copy.memory.write(0, tensor.data.bytes())?;
+            copy.newer = Newer::Neither;
+        }
+        Ok(copy.memory.address())
+    }
+
+    pub(super) fn changed_on_card(&mut self, name: &Name) {
+        if let Some(copy) = self.on_card.get_mut(name) {
+            copy.newer = Newer::Card;
+        }
     }
 
     /// In the order of their names.
@@ -58,10 +139,15 @@ impl Tensors {
     }
 
     pub fn remove(&mut self, name: &str) -> Option<Tensor> {
+        self.on_card.remove(&Name::from(name));
         self.by_name.remove(&Name::from(name))
     }
 
     pub(super) fn base(&mut self, name: &Name) -> *mut u8 {
+        self.is_home(name);
+        if let Some(copy) = self.on_card.get_mut(name) {
+            copy.newer = Newer::Here;
+        }
         match self.by_name.get_mut(name) {
             Some(tensor) => tensor.data.base(),
             None => mdl_graph::bug!("`{name}` is not allocated"),

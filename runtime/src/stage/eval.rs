@@ -52,7 +52,7 @@ impl Evaluation {
             let filled = self.executable.fill(&self.batcher, &self.dataset.facts.data.fields, step);
             self.executable.set_scalar("seed", 0);
             self.executable.set_scalar("step", step as i32);
-            self.executable.run(tensors, &run.cpu);
+            self.executable.run(tensors, &run.cpu)?;
             for (sum, name) in sums.iter_mut().zip(&self.names) {
                 *sum += self.executable.scalar(name).unwrap_or(f64::NAN) * filled.n_counted as f64;
             }

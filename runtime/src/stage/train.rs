@@ -125,7 +125,7 @@ impl<'a> Training<'a> {
         let mut tensors = Tensors::new();
         tensors.allocate(step.plan());
         if let Some(evaluation) = &mut evaluation {
-            step.share(evaluation.executable());
+            step.share(evaluation.executable())?;
             tensors.allocate(evaluation.executable().plan());
         }
         if let Some((generator, _)) = &generator {
@@ -224,9 +224,10 @@ impl<'a> Training<'a> {
     fn one_step(&mut self, run: &mut Run<'_>) -> Result<(), RunError> {
         let began = Instant::now();
         let filled = self.fill(self.done);
-        self.step.run(&mut self.tensors, &run.cpu);
+        self.step.run(&mut self.tensors, &run.cpu)?;
         let loss = self.step.scalar("loss").unwrap_or(f64::NAN);
         if loss.is_nan() {
+            self.tensors.fetch()?;
             return Err(nan::explain(self, run));
         }
         self.done += 1;
@@ -308,6 +309,7 @@ impl<'a> Training<'a> {
         if self.saved == Some(self.done) {
             return Ok(path);
         }
+        self.tensors.fetch()?;
         if let Some(spoilt) = nan::spoilt(self) {
             return Err(nan::refuse(self, spoilt, run));
         }
@@ -356,7 +358,7 @@ pub fn initialize(
     let before: Vec<Name> = own.iter().filter(|name| tensors.get(name.as_str()).is_some()).cloned().collect();
     tensors.allocate(init.plan());
     load_reads(run, &spec.reads, tensors)?;
-    init.run(tensors, &run.cpu);
+    init.run(tensors, &run.cpu)?;
     // What only the first values are made of is not kept.
     for name in own.iter().filter(|name| !before.contains(name)) {
         tensors.remove(name.as_str());

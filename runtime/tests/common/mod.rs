@@ -70,7 +70,7 @@ fn decode(bytes: &[u8], ty: &Type, axes: &[Axis]) -> Vec<f64> {
 
 /// Every output of a plan, run natively.
 fn run(graph: &Graph, inputs: &[Tensor], plan: Plan, cpu: &Cpu) -> Vec<Vec<f64>> {
-    let own_bytes = plan.arena_bytes + mdl_codegen::workspace_bytes(&plan.kernels, cpu.isa, cpu.threads());
+    let own_bytes = plan.arena_bytes + cpu.machine().workspace_bytes(&plan);
     let mut executable = Executable::of_plan(plan, cpu).expect("the kernels compile");
     assert_eq!(executable.own_bytes(cpu), own_bytes, "what is told before compiling is what compiling takes");
     let mut tensors = Tensors::new();
@@ -86,7 +86,8 @@ fn run(graph: &Graph, inputs: &[Tensor], plan: Plan, cpu: &Cpu) -> Vec<Vec<f64>>
             }
         }
     }
-    executable.run(&mut tensors, cpu);
+    executable.run(&mut tensors, cpu).expect("it runs");
+    tensors.fetch().expect("it is read");
     let outputs = graph.outputs().iter().map(|output| {
         let ty = graph.ty(output.node);
         match output.role {

@@ -108,6 +108,15 @@ fn dp4a(a: u32, b: u32, c: u32, a_signed: bool, b_signed: bool) -> u32 {
         .fold(c, |sum, (x, y)| sum.wrapping_add((byte(x, a_signed) * byte(y, b_signed)).cast_unsigned()))
 }
 
+/// The halves of `a` times the two lower, or upper, bytes of `b`.
+fn dp2a(a: u32, b: u32, c: u32, high: bool, (a_signed, b_signed): (bool, bool)) -> u32 {
+    let half = |x: u32| if a_signed { i32::from((x as u16).cast_signed()) } else { i32::from(x as u16) };
+    let byte = |x: u32| if b_signed { i32::from((x as u8).cast_signed()) } else { i32::from(x as u8) };
+    let b = if high { b >> 16 } else { b };
+    let products = [half(a) * byte(b), half(a >> 16) * byte(b >> 8)];
+    products.into_iter().fold(c, |sum, product| sum.wrapping_add(product.cast_unsigned()))
+}
+
 fn bfind(a: u64, bits: u32, signed: bool) -> u32 {
     let a = if bits == 32 {
         let word = a & 0xffff_ffff;
@@ -401,6 +410,30 @@ mod fill {
         rows!(t, "rr", ["bfind.shiftamt.u32"], |w, _, i| map1(w, i, |a: u32| {
             let k = bfind(a.into(), 32, false);
             if k == u32::MAX { k } else { 31 - k }
+        }));
+        rows!(t, "rrrr", ["dp2a.lo.u32.u32"], |w, _, i| map3(w, i, |a: u32, b: u32, c: u32| {
+            dp2a(a, b, c, false, (false, false))
+        }));
+        rows!(t, "rrrr", ["dp2a.lo.u32.s32"], |w, _, i| map3(w, i, |a: u32, b: u32, c: u32| {
+            dp2a(a, b, c, false, (false, true))
+        }));
+        rows!(t, "rrrr", ["dp2a.lo.s32.u32"], |w, _, i| map3(w, i, |a: u32, b: u32, c: u32| {
+            dp2a(a, b, c, false, (true, false))
+        }));
+        rows!(t, "rrrr", ["dp2a.lo.s32.s32"], |w, _, i| map3(w, i, |a: u32, b: u32, c: u32| {
+            dp2a(a, b, c, false, (true, true))
+        }));
+        rows!(t, "rrrr", ["dp2a.hi.u32.u32"], |w, _, i| map3(w, i, |a: u32, b: u32, c: u32| {
+            dp2a(a, b, c, true, (false, false))
+        }));
+        rows!(t, "rrrr", ["dp2a.hi.u32.s32"], |w, _, i| map3(w, i, |a: u32, b: u32, c: u32| {
+            dp2a(a, b, c, true, (false, true))
+        }));
+        rows!(t, "rrrr", ["dp2a.hi.s32.u32"], |w, _, i| map3(w, i, |a: u32, b: u32, c: u32| {
+            dp2a(a, b, c, true, (true, false))
+        }));
+        rows!(t, "rrrr", ["dp2a.hi.s32.s32"], |w, _, i| map3(w, i, |a: u32, b: u32, c: u32| {
+            dp2a(a, b, c, true, (true, true))
         }));
         rows!(t, "rrrr", ["dp4a.u32.u32"], |w, _, i| map3(w, i, |a: u32, b: u32, c: u32| dp4a(a, b, c, false, false)));
         rows!(t, "rrrr", ["dp4a.s32.s32"], |w, _, i| map3(w, i, |a: u32, b: u32, c: u32| dp4a(a, b, c, true, true)));

@@ -91,7 +91,8 @@ fn replay(training: &mut Training<'_>, run: &mut Run<'_>, to: u64) -> Option<u64
     let from = training.begin(found.as_ref(), run).ok()?;
     for step in from..to {
         training.fill(step);
-        training.step.run(&mut training.tensors, &run.cpu);
+        training.step.run(&mut training.tensors, &run.cpu).ok()?;
+        training.tensors.fetch().ok()?;
         if training.tensors.iter().any(|(_, tensor)| has_nan(tensor)) {
             return Some(step);
         }

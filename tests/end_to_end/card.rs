@@ -1,0 +1,51 @@
+//! Training on a card, simulated: the same losses as on the processor.
+//!
+//! Needs NVRTC (`MDLC_NVRTC`, or what is unpacked in `~/.cache/mdlc/nvrtc`) and the simulated card; left out, and said so, without.
+
+use super::*;
+
+/// The losses of each step.
+fn losses(out: &Path) -> Vec<f64> {
+    metrics(&out.join("base/metrics.jsonl")).iter().filter_map(|line| line["loss"].as_f64()).collect()
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_card_trains_as_the_processor_does() {
+    let folder = Folder::new();
+    let text = folder.write("text.txt", "To be, or not to be, that is the question.\n".repeat(60));
+    let run_on = |device: &str| -> Result<Vec<f64>, String> {
+        let out = folder.path(device);
+        let sizes = "--layers 2 --heads 2 --width 32 --context 16 --batch 4 --steps 20 --dropout 0.1";
+        let mut command = mdlc(&["run", "examples/shakespeare.mdl", "--device", device, "--quiet"]);
+        command.args(["--text".as_ref(), text.as_os_str(), "--out".as_ref(), out.as_os_str()]);
+        let ended = command.args(sizes.split(' ')).env("MDLC_GPU", "sim").output().expect("mdlc starts");
+        match ended.status.success() {
+            true => Ok(losses(&out)),
+            false => Err(String::from_utf8_lossy(&ended.stderr).into_owned()),
+        }
+    };
+    let on_card = match run_on("cuda") {
+        Ok(losses) => losses,
+        Err(why) if why.contains("there is no NVRTC") || why.contains("is not built") => {
+            println!("nothing is trained on a card: {why}");
+            return;
+        }
+        Err(why) => panic!("{why}"),
+    };
+    let here = run_on("cpu").expect("the processor trains");
+    assert_eq!(on_card.len(), 20);
+    for (step, (card, here)) in on_card.iter().zip(&here).enumerate() {
+        assert!((card - here).abs() <= 1e-4, "step {step}: {card} on the card, {here} here");
+    }
+}
+
+/// A card that is not there is a sentence, not a panic.
+#[test]
+fn without_a_card_a_run_says_what_to_do() {
+    let ended = mdlc(&["run", "examples/bench.mdl", "--device", "cuda"]).env("MDLC_GPU", "off").output();
+    let ended = ended.expect("mdlc starts");
+    let said = String::from_utf8_lossy(&ended.stderr).into_owned();
+    assert_eq!(ended.status.code(), Some(3), "{said}");
+    assert!(said.contains("opening the card failed: MDLC_GPU=off"), "{said}");
+}
