@@ -1,6 +1,6 @@
 //! Elementwise nests: a thread for each element. Nests with folds or exits are rows.
 
-use mdl_compiler::kernel::{Access, Nest, Position, Rank, Role, Stmt, ValId};
+use mdl_compiler::kernel::{Access, Index, Nest, Position, Rank, Role, Stmt, ValId};
 
 use super::body::{Body, flat_thread};
 use super::print::Text;
@@ -21,7 +21,7 @@ pub(super) fn print(text: &mut Text, unit: &mut Unit<'_>, nest: &Nest) -> Result
             return Err(CompileError(what));
         }
     }
-    let nest = without_strip(normal(nest));
+    let nest = without_strip(without_positions(normal(nest)));
     if nest.body.iter().any(|stmt| matches!(stmt, Stmt::Fold { .. } | Stmt::Exit { .. })) {
         rows::print(text, unit, &nest);
     } else {
@@ -30,12 +30,42 @@ pub(super) fn print(text: &mut Text, unit: &mut Unit<'_>, nest: &Nest) -> Result
     Ok(())
 }
 
+/// Of a strip without positions nothing is stored but what a row has in common.
+fn without_positions(mut nest: Nest) -> Nest {
+    let whole = |stmt: &Stmt| matches!(stmt, Stmt::Fold { .. } | Stmt::Exit { .. });
+    if nest.strip != 0 || nest.body.iter().any(whole) {
+        return nest;
+    }
+    let (strip, vals) = (nest.strip_dim(), &nest.vals);
+    nest.body.retain(|stmt| match stmt {
+        Stmt::Store { access, val, .. } => vals[val.0 as usize].rank == Rank::Row && !access.depends_on(strip),
+        _ => true,
+    });
+    nest.strip = 1;
+    nest
+}
+
 /// A strip of one position is none: its values are a row's, and a fold of it is what it folds.
 fn without_strip(mut nest: Nest) -> Nest {
     if nest.strip != 1 {
         return nest;
     }
     nest.vals.iter_mut().for_each(|val| val.rank = Rank::Row);
+    let strip = nest.strip_dim();
+    let still = |index: &mut Index| index.terms.retain(|(dim, _)| *dim != strip);
+    for stmt in &mut nest.body {
+        match stmt {
+            Stmt::Index { index, .. } => still(index),
+            Stmt::Load { access, .. } | Stmt::Store { access, .. } | Stmt::Exit { access, .. } => {
+                for term in &mut access.terms {
+                    if let Position::Index(index) = &mut term.index {
+                        still(index);
+                    }
+                }
+            }
+            Stmt::Const { .. } | Stmt::Map { .. } | Stmt::Fold { .. } => {}
+        }
+    }
     let mut same: Vec<ValId> = (0..nest.vals.len() as u32).map(ValId).collect();
     for stmt in &mut nest.body {
         match stmt {

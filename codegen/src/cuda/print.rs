@@ -92,7 +92,13 @@ pub(super) fn constant(dtype: DType, value: Scalar) -> String {
     match dtype {
         DType::F32 | DType::F64 | DType::BF16 | DType::F16 => float(value.as_f64()),
         DType::Bool => (value.as_f64() != 0.0).to_string(),
-        DType::I64 | DType::I32 | DType::I8 | DType::U8 => match value.cast(dtype) {
+        // As wide as what it meets: functions are chosen by it.
+        DType::I64 => match value.cast(dtype) {
+            Scalar::Int(i64::MIN) => integer(i64::MIN),
+            Scalar::Int(value) => format!("{value}LL"),
+            other => format!("{}LL", other.as_f64() as i64),
+        },
+        DType::I32 | DType::I8 | DType::U8 => match value.cast(dtype) {
             Scalar::Int(value) => integer(value),
             other => integer(other.as_f64() as i64),
         },
