@@ -40,6 +40,37 @@ fn a_card_trains_as_the_processor_does() {
     }
 }
 
+/// Every kernel of a training step as machine code of the cards in use: registers are enough for all of it. Told by the compiled file, so
+/// that no card is needed.
+#[test]
+fn no_kernel_spills() {
+    let nvrtc = match mdl_gpu::Nvrtc::open() {
+        Ok(nvrtc) => nvrtc,
+        Err(why) => {
+            println!("nothing is compiled for a card: {why}");
+            return;
+        }
+    };
+    for flags in ["shakespeare", "shakespeare --precision bf16", "shakespeare --dropout 0.1 --context 256", "addition"]
+    {
+        let (example, flags) = flags.split_once(' ').unwrap_or((flags, ""));
+        let recipe = format!("examples/{example}.mdl");
+        let program =
+            succeed(&[&["build", &recipe, "--emit=cuda"], &flags.split_whitespace().collect::<Vec<_>>()[..]].concat());
+        for card in [80, 90] {
+            let image = nvrtc.compile(&program, mdl_gpu::Arch::Real(card)).unwrap_or_else(|why| panic!("{why}"));
+            let functions = mdl_gpu::resources(&image.bytes).expect("an ELF file");
+            assert!(functions.len() > 20, "{example} has {} kernels", functions.len());
+            for function in functions {
+                assert!(
+                    function.registers > 0 && function.frame_bytes == 0,
+                    "{example} {flags} for sm_{card}: {function:?}"
+                );
+            }
+        }
+    }
+}
+
 /// A card that is not there is a sentence, not a panic.
 #[test]
 fn without_a_card_a_run_says_what_to_do() {
