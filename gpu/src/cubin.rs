@@ -95,5 +95,7 @@ pub fn resources(file: &[u8]) -> Option<Vec<Resources>> {
         }
         at += 4 + size;
     }
+    // What the system reserves of shared memory is in a section of its own, and no function.
+    all.retain(|_, own| own.code_bytes > 0);
     Some(all.into_values().collect())
 }
