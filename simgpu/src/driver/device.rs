@@ -331,7 +331,7 @@ unsafe extern "C" fn cuOccupancyMaxPotentialBlockSizeWithFlags(
     _flags: c_uint,
 ) -> i32 {
     // SAFETY: the driver's contract.
-    run(|| unsafe { potential(grid, block, f, of, dynamic, limit) })
+    unsafe { cuOccupancyMaxPotentialBlockSize(grid, block, f, of, dynamic, limit) }
 }
 
 #[unsafe(no_mangle)]

@@ -173,30 +173,25 @@ pub(crate) fn from_f8(e5m2: bool, x: u32) -> f32 {
 mod fill {
     use super::*;
     pub(crate) fn rare(t: &mut Table) {
+        macro_rules! of_all {
+            ($fill:ident) => {
+                $fill!(
+                    t,
+                    ("s8", u32, i8),
+                    ("u8", u32, u8),
+                    ("s16", u32, i16),
+                    ("u16", u32, u16),
+                    ("s32", u32, i32),
+                    ("u32", u32, u32),
+                    ("s64", u64, i64),
+                    ("u64", u64, u64)
+                )
+            };
+        }
         integers!(t, ("s8", u32, i8), ("u8", u32, u8), ("s16", u32, i16), ("u16", u32, u16), ("s32", u32, i32), ("u32", u32, u32), ("s64", u64, i64), ("u64", u64, u64);
             [("s8", u32, i8), ("u8", u32, u8), ("s16", u32, i16), ("u16", u32, u16), ("s32", u32, i32), ("u32", u32, u32), ("s64", u64, i64), ("u64", u64, u64)]);
-        floats_of!(
-            t,
-            ("s8", u32, i8),
-            ("u8", u32, u8),
-            ("s16", u32, i16),
-            ("u16", u32, u16),
-            ("s32", u32, i32),
-            ("u32", u32, u32),
-            ("s64", u64, i64),
-            ("u64", u64, u64)
-        );
-        ints_of!(
-            t,
-            ("s8", u32, i8),
-            ("u8", u32, u8),
-            ("s16", u32, i16),
-            ("u16", u32, u16),
-            ("s32", u32, i32),
-            ("u32", u32, u32),
-            ("s64", u64, i64),
-            ("u64", u64, u64)
-        );
+        of_all!(floats_of);
+        of_all!(ints_of);
 
         for (ftz, z) in FTZS {
             for (sat, s) in SATS {
