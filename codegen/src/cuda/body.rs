@@ -1,10 +1,11 @@
 //! Statements of a body, one element at a time, under the names that a template has given to values.
 
-use mdl_compiler::kernel::{Access, BufId, Dim, FoldKind, Kernel, Position, Rank, ScalarOp, Stmt, Val, ValId};
+use mdl_compiler::kernel::{Access, BufId, Dim, FoldKind, Kernel, Rank, ScalarOp, Stmt, Val, ValId};
 use mdl_graph::DType;
 
 use super::print::{Text, constant, index, integer, loaded, place, stored, unflatten, value_type};
 use super::scalar::expression;
+use crate::nest::{defined, used};
 
 /// The statements of a nest, of a contraction's epilogue or of a plane, and how its values are called.
 pub(super) struct Body<'a> {
@@ -152,40 +153,6 @@ impl<'a> Body<'a> {
             }
         }
         needed
-    }
-}
-
-/// The value that a statement makes.
-pub(super) fn defined(stmt: &Stmt) -> Option<ValId> {
-    match stmt {
-        Stmt::Load { val, .. }
-        | Stmt::Const { val, .. }
-        | Stmt::Index { val, .. }
-        | Stmt::Map { val, .. }
-        | Stmt::Fold { val, .. } => Some(*val),
-        Stmt::Store { .. } | Stmt::Exit { .. } => None,
-    }
-}
-
-/// The values that it reads.
-pub(super) fn used(stmt: &Stmt) -> Vec<ValId> {
-    let gathered = |access: &Access| -> Vec<ValId> {
-        let values = access.terms.iter().filter_map(|term| match &term.index {
-            Position::Value(val) => Some(*val),
-            Position::Index(_) => None,
-        });
-        values.collect()
-    };
-    match stmt {
-        Stmt::Load { access, .. } => gathered(access),
-        Stmt::Const { .. } | Stmt::Index { .. } => Vec::new(),
-        Stmt::Map { args, .. } => args.clone(),
-        Stmt::Fold { from, .. } => vec![*from],
-        Stmt::Store { val, access, .. } | Stmt::Exit { val, access, .. } => {
-            let mut all = gathered(access);
-            all.push(*val);
-            all
-        }
     }
 }
 

@@ -7,12 +7,13 @@
 use mdl_compiler::kernel::{FoldKind, Keeps, Plane, PlaneIn, PlaneOut, PlaneSide, Stmt, ValId};
 use mdl_graph::DType;
 
-use super::body::{Body, defined, joined, used};
+use super::body::{Body, joined};
 use super::print::{Text, integer, stored, sum, value_type};
 use super::scalar::{fold_name, neutral};
 use super::tile::{DEEP, SIDE, Staged, THREADS, Walk, multiply, sum_type};
 use super::{Spare, Unit};
 use crate::jit::CompileError;
+use crate::nest::{defined, used};
 
 /// Rows and columns of a tile, and how many of them a thread has.
 const TILE: u64 = 64;

@@ -6,10 +6,11 @@
 
 use mdl_compiler::kernel::{Access, BufId, FoldKind, Nest, Stmt, ValId};
 
-use super::body::{Body, defined, flat_thread, joined, used};
+use super::body::{Body, flat_thread, joined};
 use super::print::{Text, integer, unflatten, value_type};
 use super::scalar::{fold_name, neutral};
 use super::{BLOCKS, Spare, THREADS, Unit};
+use crate::nest::{defined, used};
 
 /// The fewest rows that are worth a partial result.
 const ROWS_EACH: u64 = 8;
