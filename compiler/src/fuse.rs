@@ -7,7 +7,9 @@
 //! and no path through a third group. Planes (`plane.rs`) are groups from the start, to which nothing is added.
 
 mod body;
+mod join;
 mod merge;
+mod traffic;
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
@@ -19,7 +21,8 @@ use crate::plane;
 use crate::schedule::layout::{Layout, Ranks};
 
 pub(crate) use body::{Body, Kind};
-pub(crate) use merge::touches;
+pub(crate) use join::touches;
+pub(crate) use traffic::Traffic;
 
 /// The dimension that each axis of a value is.
 pub(crate) type Names = SmallVec<[(Name, usize); 4]>;
@@ -241,33 +244,4 @@ impl Fusion {
     pub(crate) fn stores(&self, group: &Group) -> Vec<NodeId> {
         group.members.keys().copied().filter(|id| self.stored.contains(id)).collect()
     }
-}
-
-/// The bytes that one kernel for these nodes moves: distinct values that it reads from outside, and values that others need.
-pub(crate) fn bytes_moved(
-    body: &Body<'_>,
-    members: &BTreeMap<NodeId, Names>,
-    is_stored: &dyn Fn(NodeId) -> bool,
-) -> u64 {
-    let mut read: BTreeMap<NodeId, u64> = BTreeMap::new();
-    let mut written = 0;
-    for id in members.keys() {
-        let own = body.counts[id.idx()];
-        for from in &body.reads[id.idx()] {
-            if !members.contains_key(&from.root) {
-                let ty = body.graph.ty(from.root);
-                // A gather or a slice touches no more than it gives; a contraction reads all.
-                let touched = if body.kind(*id) == Kind::Contract { ty.count() } else { ty.count().min(own.max(1)) };
-                let bytes = read.entry(from.root).or_default();
-                *bytes = (*bytes).max(touched * ty.dtype.size_bytes());
-            }
-        }
-        if is_stored(*id) {
-            written += match body.graph.op(*id) {
-                Op::Loop(_) => 0,
-                _ => body.graph.ty(*id).size_bytes(),
-            };
-        }
-    }
-    read.values().sum::<u64>() + written
 }

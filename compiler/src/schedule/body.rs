@@ -8,7 +8,7 @@ use super::layout::Layout;
 use super::order;
 use super::tasks::{Task, Tasks};
 use super::{Home, Planner};
-use crate::fuse::{Body, Fusion, Group, Kind, bytes_moved};
+use crate::fuse::{Body, Fusion, Group, Kind, Traffic};
 use crate::kernel::{Access, Buf, BufId, Dim, Kernel, Nest, Role, Stmt, Val, ValId, Work};
 use crate::lower::{Failure, Lowered, Lowering, Strided, resolve};
 use crate::plan::{Category, CompileError, GroupReport, Move, SlotId, Step};
@@ -431,9 +431,9 @@ impl Emit<'_, '_, '_> {
         let before = group
             .members
             .iter()
-            .map(|(id, names)| bytes_moved(body, &BTreeMap::from([(*id, names.clone())]), &|_| true))
+            .map(|(id, names)| Traffic::new(body, &BTreeMap::from([(*id, names.clone())]), |_| true).bytes)
             .sum();
-        let after = bytes_moved(body, &group.members, &|id| stored.contains(&id));
+        let after = Traffic::new(body, &group.members, |id| stored.contains(&id)).bytes;
         let domain = self.planner.ranks.sort(&group.dims).into_iter().map(|dim| {
             let (name, size) = &group.dims[dim];
             format!("{name}:{size}")
