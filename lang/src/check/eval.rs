@@ -10,8 +10,8 @@ use super::scope::with_given;
 use super::value::{Args, Env, Eval, FunctionKind, LayerMaker, MakerKind, Stop, Value};
 use crate::diag::{Code, Diagnostic};
 use crate::syntax::ast::{
-    ArgKind, BinaryOp, Block, Expr, ExprKind, Pattern, PatternKind, RecordPart, Span, StatementKind, Type, TypeKind,
-    Unit,
+    ArgKind, BinaryOp, Block, Expr, ExprKind, Pattern, PatternKind, RecordPart, Require, Span, StatementKind, Type,
+    TypeKind, Unit,
 };
 
 /// Evaluation uses this much of the stack at most: half of the smallest stack that a thread of Rust's has by default.
@@ -264,11 +264,11 @@ impl Elaborator<'_> {
             Value::Error => Err(Stop),
             Value::Tensor(_) => {
                 let help = "`where(condition, a, b)` chooses by a tensor, element by element";
-                let message = "`if` takes what is known at compile time, not a tensor";
+                let message = "a condition is known at compile time, not a tensor";
                 Err(self.error_help(Code::E0213, message, expr.span, "known only when the model runs", help))
             }
             other => {
-                let message = format!("`if` takes a Bool, not {}", other.kind());
+                let message = format!("a condition is a Bool, not {}", other.kind());
                 Err(self.error(Code::E0209, message, expr.span, format!("this is {}", other.kind())))
             }
         }
@@ -362,7 +362,30 @@ impl Elaborator<'_> {
                 let _ = span;
                 env.with(name.text.as_str(), loss.unwrap_or(Value::Error))
             }
+            StatementKind::Require(require) => {
+                let _ = self.require(env, require);
+                env.clone()
+            }
         }
+    }
+
+    /// `require rate < 1, "some must be left"`: of what is known at compile time.
+    pub(super) fn require(&mut self, env: &Env, require: &Require) -> Eval<()> {
+        if self.eval_condition(env, &require.condition)? {
+            return Ok(());
+        }
+        let mut names = Vec::new();
+        names_in(&require.condition, &mut names);
+        let known = names.iter().filter_map(|name| match env.get(name)? {
+            Value::Int(value) => Some(format!("`{name}` is {value}")),
+            Value::Float(value) => Some(format!("`{name}` is {value}")),
+            Value::Bool(value) => Some(format!("`{name}` is {value}")),
+            Value::Str(value) => Some(format!("`{name}` is {value:?}")),
+            _ => None,
+        });
+        let known = known.collect::<Vec<_>>().join(", ");
+        let label = if known.is_empty() { "this does not hold".to_string() } else { known };
+        Err(self.error(Code::E0224, require.reason.as_str(), require.condition.span, label))
     }
 
     /// A `let` in a function of a layer may be watched.
@@ -465,5 +488,15 @@ fn poison(env: &Env, pattern: &Pattern) -> Env {
         PatternKind::Wildcard => env.clone(),
         PatternKind::Name(name) => env.with(name.as_str(), Value::Error),
         PatternKind::Tuple(parts) => parts.iter().fold(env.clone(), |env, part| poison(&env, part)),
+    }
+}
+
+/// The names that a condition speaks of, each once.
+fn names_in<'a>(condition: &'a Expr, names: &mut Vec<&'a str>) {
+    match &condition.kind {
+        ExprKind::Name(name) if !names.contains(&name.as_str()) => names.push(name),
+        ExprKind::Unary { value, .. } => names_in(value, names),
+        ExprKind::Binary { left, right, .. } => [left, right].into_iter().for_each(|side| names_in(side, names)),
+        _ => {}
     }
 }

@@ -243,6 +243,7 @@ impl Elaborator<'_> {
                 members.push((Rc::from(name.text.as_str()), value.clone()));
                 env = env.with(name.text.as_str(), value);
             }
+            MemberKind::Require(require) => drop(self.require(&env, require)),
             MemberKind::Fn(_) => {}
         }
         env

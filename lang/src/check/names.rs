@@ -118,6 +118,7 @@ impl Walk<'_, '_> {
                         self.expr(condition, scope);
                     }
                 }
+                MemberKind::Require(require) => self.expr(&require.condition, scope),
                 MemberKind::Fn(def) => self.function(def, scope),
             }
         }
@@ -207,6 +208,7 @@ impl Walk<'_, '_> {
                     scope.vars.insert(name.text.clone());
                 }
                 StatementKind::Axis(decls) => decls.iter().for_each(|decl| self.expr(&decl.size, &scope)),
+                StatementKind::Require(require) => self.expr(&require.condition, &scope),
             }
         }
         self.expr(&block.value, &scope);
@@ -345,6 +347,7 @@ fn introduce_members(members: &[Member], scope: &mut Scope) {
             MemberKind::Fn(def) => {
                 scope.vars.insert(def.name.text.clone());
             }
+            MemberKind::Require(_) => {}
         }
     }
 }
@@ -443,6 +446,7 @@ fn introduce_block(block: &Block, scope: &mut Scope) {
             }
             StatementKind::Next { value, .. } | StatementKind::Loss { value, .. } => introduce_expr(value, scope),
             StatementKind::Axis(decls) => introduce_decls(decls, scope),
+            StatementKind::Require(_) => {}
         }
     }
     introduce_expr(&block.value, scope);

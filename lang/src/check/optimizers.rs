@@ -64,7 +64,28 @@ impl Elaborator<'_> {
             };
             env = self.bind_pattern(&env, &param.pattern, value, param.span)?;
         }
-        Ok(Value::Optimizer(Rc::new(Optimizer { code: code.clone(), env })))
+        self.calls.push(span);
+        let env = code.ast.members.iter().try_fold(env, |env, member| self.optimizer_part(env, member));
+        self.calls.pop();
+        Ok(Value::Optimizer(Rc::new(Optimizer { code: code.clone(), env: env?, made: span })))
+    }
+
+    /// What an optimizer has besides its states and functions.
+    fn optimizer_part(&mut self, env: Env, member: &ast::Member) -> Eval<Env> {
+        match &member.kind {
+            MemberKind::State(_) | MemberKind::Fn(_) => Ok(env),
+            MemberKind::Require(require) => self.require(&env, require).map(|()| env),
+            MemberKind::Let { name, value, condition } => {
+                let wanted = condition.as_ref().map_or(Ok(true), |condition| self.eval_condition(&env, condition))?;
+                let value = if wanted { self.eval(&env, value)? } else { Value::None };
+                Ok(env.with(name.text.as_str(), value))
+            }
+            MemberKind::Weight(_) | MemberKind::Axis(_) => {
+                let message = "an optimizer has no weights and no axes of its own";
+                let help = "what it remembers of each weight is a `state`, with the axes of the weight";
+                Err(self.error_help(Code::E0220, message, member.span, "declared here", help))
+            }
+        }
     }
 
     pub(super) fn optimizer_member(&self, optimizer: &Rc<Optimizer>, name: &str) -> Option<Value> {
@@ -356,7 +377,7 @@ impl Elaborator<'_> {
         self.hidden.extend(stack.iter().cloned());
         let phase = self.set_phase_of(Phase::Update);
         let args = Args::of([(w, span), (g.clone(), span), (n.clone(), span)]);
-        self.calls.push(span);
+        self.calls.push(optimizer.made);
         let (result, slots) = self.run_optimizer(optimizer, &def, weight, slots, args, span);
         let result = result.and_then(|value| {
             let operand = self.operand(&value, def.body.span, "the new weight")?;

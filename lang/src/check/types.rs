@@ -107,10 +107,10 @@ impl Elaborator<'_> {
             ("Bool", Value::Bool(_)) => Some(value.clone()),
             ("Str" | "Path", Value::Str(_)) => Some(value.clone()),
             ("Schedule", Value::Function(_)) => Some(value.clone()),
-            ("Schedule", number) if number.as_float().is_some() => {
-                let number = Rc::new(Value::Float(number.as_float().unwrap_or_default()));
-                Some(Value::function(FunctionKind::Constant(number)))
-            }
+            ("Schedule", number) => number
+                .as_float()
+                .filter(|number| *number >= 0.0)
+                .map(|number| Value::function(FunctionKind::Constant(Rc::new(Value::Float(number))))),
             (_, Value::Layer(layer)) => {
                 self.check_layer_type(name, layer, span)?;
                 Some(value.clone())
@@ -145,6 +145,9 @@ impl Elaborator<'_> {
                     .label(ty.span, "declared here");
                 Err(self.fail(match (&value, name.text.as_str()) {
                     (Value::Float(_), "Int") => diagnostic.help("`div(a, b)` rounds down"),
+                    (_, "Schedule") => {
+                        diagnostic.help("a function of the step, or a number of at least 0 for every step")
+                    }
                     (Value::Tensor(_), _) => {
                         diagnostic.help("it is known at compile time; a tensor has a type such as `[..]`")
                     }

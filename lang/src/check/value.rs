@@ -267,6 +267,8 @@ pub struct OptimizerCode {
 pub struct Optimizer {
     pub code: Rc<OptimizerCode>,
     pub(super) env: Env,
+    /// The call that made it.
+    pub made: Span,
 }
 
 /// `text("plays.txt")`, `every(250, on: plays.val)`: a word of a stage with its arguments.

@@ -78,6 +78,7 @@ codes! {
     E0221: "a stage where a value is needed";
     E0222: "a name is defined twice";
     E0223: "a model that cannot be decoded step by step";
+    E0224: "a value that the function or layer does not take";
     E0301: "a field that the block does not have";
     E0302: "a field that the block needs is missing";
     E0303: "a value of another kind than the field takes";

@@ -290,7 +290,7 @@ impl Context<'_> {
             let value = match &rate {
                 Value::Function(_) => {
                     let n = self.elab.value_of(n);
-                    self.elab.call(&rate, Args::of([(n, span)]), span).ok()?
+                    self.elab.call(&rate, Args::of([(n, span)]), candidate.optimizer.made).ok()?
                 }
                 _ => rate,
             };

@@ -163,6 +163,7 @@ pub enum MemberKind {
         value: Expr,
         condition: Option<Expr>,
     },
+    Require(Require),
     Fn(FnDef),
 }
 
@@ -479,13 +480,32 @@ pub struct Statement {
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub enum StatementKind {
     /// `let (a, b): type = value`
-    Let { pattern: Pattern, ty: Option<Type>, value: Expr },
+    Let {
+        pattern: Pattern,
+        ty: Option<Type>,
+        value: Expr,
+    },
     /// `next m = value`
-    Next { name: Name, value: Expr },
+    Next {
+        name: Name,
+        value: Expr,
+    },
     /// `loss balance = value`
-    Loss { name: Name, value: Expr },
+    Loss {
+        name: Name,
+        value: Expr,
+    },
     /// `axis z = noise`
     Axis(Vec<AxisDecl>),
+    Require(Require),
+}
+
+/// `require rate < 1, "some must be left"`
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Require {
+    pub condition: Expr,
+    /// Why: what the diagnostic says when the condition does not hold.
+    pub reason: String,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize)]

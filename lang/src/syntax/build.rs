@@ -96,6 +96,7 @@ fn is_mark(rule: Rule) -> bool {
             | Rule::kw_as
             | Rule::kw_next
             | Rule::kw_loss
+            | Rule::kw_require
             | Rule::kw_axis
             | Rule::kw_weight
             | Rule::kw_state

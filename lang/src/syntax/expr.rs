@@ -7,7 +7,7 @@
 use pest::iterators::Pair;
 
 use super::ast::{
-    Arg, ArgKind, BinaryOp, Block, Branch, CopiesKind, Expr, ExprKind, Pattern, PatternKind, RecordPart, Span,
+    Arg, ArgKind, BinaryOp, Block, Branch, CopiesKind, Expr, ExprKind, Pattern, PatternKind, RecordPart, Require, Span,
     Statement, StatementKind, UnaryOp,
 };
 use super::build::{Build, Parts, Rule};
@@ -378,6 +378,9 @@ impl Build<'_> {
         if rule == Rule::axis_stmt {
             return StatementKind::Axis(self.axis_decls(Parts::new(pair)));
         }
+        if rule == Rule::require_stmt {
+            return StatementKind::Require(self.require(pair));
+        }
         let mut parts = Parts::new(pair);
         if rule == Rule::let_stmt {
             let pattern = self.pattern(parts.need(Rule::pattern));
@@ -387,6 +390,12 @@ impl Build<'_> {
         let name = self.name(parts.need(Rule::ident));
         let value = self.expr(parts.need(Rule::expr));
         if rule == Rule::next_stmt { StatementKind::Next { name, value } } else { StatementKind::Loss { name, value } }
+    }
+
+    pub(super) fn require(&mut self, pair: Pair<'_, Rule>) -> Require {
+        let mut parts = Parts::new(pair);
+        let condition = self.expr(parts.need(Rule::expr));
+        Require { condition, reason: self.string(parts.need(Rule::string)).text }
     }
 
     pub(super) fn pattern(&mut self, pair: Pair<'_, Rule>) -> Pattern {

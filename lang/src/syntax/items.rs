@@ -135,6 +135,7 @@ impl Build<'_> {
                 Rule::axis_stmt => MemberKind::Axis(self.axis_decls(Parts::new(inner))),
                 Rule::weight_member => MemberKind::Weight(self.stored(inner)),
                 Rule::state_member => MemberKind::State(self.stored(inner)),
+                Rule::require_stmt => MemberKind::Require(self.require(inner)),
                 _ => {
                     let mut parts = Parts::new(inner);
                     let name = self.name(parts.need(Rule::ident));
