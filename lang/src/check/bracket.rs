@@ -288,7 +288,11 @@ impl Elaborator<'_> {
             return Err(self.no_axis(env, tensor, &missing, item.span));
         }
         let total: u64 = olds.iter().filter_map(|old| axes.size(old)).product();
-        let parts = self.part_sizes(env, to, &olds, total, item.span)?;
+        let parts = self.part_sizes(env, to, &olds, total, item.span).inspect_err(|_| {
+            for part in to.parts.iter().filter(|part| !part.axis.is_pack && part.axis.path.len() == 1) {
+                env.frame.poison_axis(&Name::from(part.axis.text()));
+            }
+        })?;
         let kept: Vec<&Name> = axes.names().filter(|name| !olds.contains(name)).collect();
         for part in &parts {
             if kept.contains(&&part.name) {

@@ -328,7 +328,7 @@ impl Elaborator<'_> {
         let mut env = env.clone();
         let n_before = self.diagnostics.len();
         for statement in &block.statements {
-            env = self.statement(&env, &statement.kind, statement.span);
+            env = self.statement(&env, &statement.kind)?;
         }
         let value = self.eval(&env, &block.value);
         // A mistake in a statement whose name the value does not use is still a mistake.
@@ -336,8 +336,9 @@ impl Elaborator<'_> {
         if failed { Err(Stop) } else { value }
     }
 
-    fn statement(&mut self, env: &Env, kind: &StatementKind, span: Span) -> Env {
-        match kind {
+    /// What is in scope after a statement; a mistake in one that makes names leaves names that keep quiet.
+    fn statement(&mut self, env: &Env, kind: &StatementKind) -> Eval<Env> {
+        let after = match kind {
             StatementKind::Let { pattern, ty, value } => {
                 let result = self.eval_let(env, ty.as_ref(), value);
                 let result = result.and_then(|result| self.note_let(env, pattern, result, value.span));
@@ -347,8 +348,7 @@ impl Elaborator<'_> {
             StatementKind::Axis(decls) => {
                 for decl in decls {
                     if self.declare_axis(env, &decl.name.text, &decl.size).is_err() {
-                        // Its size is unknown, its name is not: 1 keeps what follows quiet.
-                        env.frame.set_axis(&Name::from(decl.name.text.as_str()), 1);
+                        env.frame.poison_axis(&Name::from(decl.name.text.as_str()));
                     }
                 }
                 env.clone()
@@ -359,14 +359,12 @@ impl Elaborator<'_> {
             }
             StatementKind::Loss { name, value } => {
                 let loss = self.eval(env, value).and_then(|loss| self.add_loss(env, name, &loss, value.span));
-                let _ = span;
                 env.with(name.text.as_str(), loss.unwrap_or(Value::Error))
             }
-            StatementKind::Require(require) => {
-                let _ = self.require(env, require);
-                env.clone()
-            }
-        }
+            // What follows counts on it.
+            StatementKind::Require(require) => return self.require(env, require).map(|()| env.clone()),
+        };
+        Ok(after)
     }
 
     /// `require rate < 1, "some must be left"`: of what is known at compile time.

@@ -199,7 +199,7 @@ impl Elaborator<'_> {
             MemberKind::Axis(decls) => {
                 for decl in decls {
                     if self.declare_axis(&env, &decl.name.text, &decl.size).is_err() {
-                        env.frame.set_axis(&Name::from(decl.name.text.as_str()), 1);
+                        env.frame.poison_axis(&Name::from(decl.name.text.as_str()));
                     }
                 }
             }

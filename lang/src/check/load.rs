@@ -425,6 +425,11 @@ impl Frame {
         }
     }
 
+    /// Of an axis whose size is a mistake the name is known all the same: 1 keeps what follows quiet.
+    pub(super) fn poison_axis(&self, name: &Name) {
+        self.axes.borrow_mut().entry(name.clone()).or_insert(1);
+    }
+
     pub(super) fn set_axis(&self, name: &Name, size: u64) {
         self.axes.borrow_mut().insert(name.clone(), size);
     }
