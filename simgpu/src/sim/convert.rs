@@ -321,4 +321,6 @@ mod fill {
         t.add("cvt.rn.f32.u32", "rr", 0, |w, _, i| map1(w, i, |a: u32| (a as f32).to_bits()));
     });
 }
-pub(crate) use fill::{base, fast, rare};
+#[cfg(target_arch = "x86_64")]
+pub(crate) use fill::fast;
+pub(crate) use fill::{base, rare};

@@ -340,4 +340,6 @@ mod fill {
         }
     });
 }
-pub(crate) use fill::{base, fast};
+pub(crate) use fill::base;
+#[cfg(target_arch = "x86_64")]
+pub(crate) use fill::fast;

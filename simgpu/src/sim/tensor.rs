@@ -293,4 +293,6 @@ mod fill {
         t.with_flow("movmatrix.sync.aligned.m8n8.trans.b16", "rr", 0, Flow::Together, |w, _, i| movmatrix(w, i));
     });
 }
-pub(crate) use fill::{base, fast};
+pub(crate) use fill::base;
+#[cfg(target_arch = "x86_64")]
+pub(crate) use fill::fast;
