@@ -15,6 +15,7 @@ mod print;
 mod rows;
 mod scalar;
 mod scatter;
+mod tensor;
 mod tile;
 
 use mdl_compiler::kernel::{Buf, Kernel, Role, Work};
@@ -25,6 +26,8 @@ use print::{Text, buf_type};
 
 /// The most threads of a block in an elementwise kernel, and of several rows in one block.
 const THREADS: u64 = 256;
+/// Threads that share the 65,536 registers of a multiprocessor, at the least: a thread has 128.
+const THREADS_AT_ONCE: u64 = 512;
 /// Blocks that keep a large card busy. A constant, so that no sum depends on the card.
 const BLOCKS: u64 = 264;
 
@@ -44,6 +47,8 @@ pub struct Launch {
     pub function: String,
     pub blocks: u64,
     pub threads: u64,
+    /// Shared memory of a block that its launch asks for, beside what the function itself declares.
+    pub shared_bytes: u64,
     pub args: Vec<Arg>,
 }
 
@@ -132,7 +137,8 @@ impl Unit<'_> {
             params.push((param, "workspace".into()));
             args.push(Arg::Workspace(spare.offset));
         }
-        text.line(format!("extern \"C\" __global__ void __launch_bounds__({threads})"));
+        let blocks_at_once = (THREADS_AT_ONCE / threads).max(1);
+        text.line(format!("extern \"C\" __global__ void __launch_bounds__({threads}, {blocks_at_once})"));
         text.line(format!("{function}("));
         let width = params.iter().map(|(param, _)| param.chars().count()).max().unwrap_or(0) + 1;
         for (at, (param, what)) in params.iter().enumerate() {
@@ -140,7 +146,14 @@ impl Unit<'_> {
             text.line(format!("    {:<width$} // {what}", format!("{param}{comma}")));
         }
         text.open(")");
-        self.launches.push(Launch { function, blocks, threads, args });
+        self.launches.push(Launch { function, blocks, threads, shared_bytes: 0, args });
+    }
+
+    /// The function that was opened last needs this much shared memory.
+    fn shared(&mut self, bytes: u64) {
+        if let Some(launch) = self.launches.last_mut() {
+            launch.shared_bytes = bytes;
+        }
     }
 
     /// Whether no other buffer of this kernel can be the same memory.

@@ -73,31 +73,42 @@ fn row_with_exit() {
     golden("row_with_exit", &Kernel { name: "row_with_exit".into(), bufs, work: Work::Nest(nest) });
 }
 
-/// A linear layer with a bias: the body that runs on each block of the product.
-#[test]
-fn linear_with_bias() {
-    let dim = |extent, a, b| ContractDim { extent, a, b };
+/// `y = x · w + bias`, where x is m by k and w is k by n.
+fn linear(name: &str, dtype: DType, (m, n, k): (u64, u64, u64)) -> Kernel {
+    let dim = |extent, a: u64, b: u64| ContractDim { extent, a: a as i64, b: b as i64 };
     let (bias, sum) = (ValId(1), ValId(2));
     let contract = Contract {
         a: Operand { buf: BufId(0), base: 0 },
         b: Operand { buf: BufId(1), base: 0 },
         batch: vec![],
-        m: vec![dim(5, 4, 0)],
-        n: vec![dim(8, 0, 1)],
-        k: vec![dim(4, 1, 8)],
+        m: vec![dim(m, k, 0)],
+        n: vec![dim(n, 0, 1)],
+        k: vec![dim(k, 1, n)],
         parts: Parts::Whole,
         vals: vec![Val::strip(DType::F32); 3],
         body: vec![
             Stmt::Load { val: bias, buf: BufId(2), access: Access::affine(0, &[(Dim(1), 1)]) },
             Stmt::Map { val: sum, op: ScalarOp::Add, args: vec![ValId(0), bias] },
-            Stmt::Store { buf: BufId(3), access: Access::affine(0, &[(Dim(0), 8), (Dim(1), 1)]), val: sum },
+            Stmt::Store { buf: BufId(3), access: Access::affine(0, &[(Dim(0), n as i64), (Dim(1), 1)]), val: sum },
         ],
     };
     let bufs = vec![
-        buf("x", DType::F32, 20, Role::Read),
-        buf("w", DType::F32, 32, Role::Read),
-        buf("bias", DType::F32, 8, Role::Read),
-        buf("y", DType::F32, 40, Role::Write),
+        buf("x", dtype, m * k, Role::Read),
+        buf("w", dtype, k * n, Role::Read),
+        buf("bias", DType::F32, n, Role::Read),
+        buf("y", dtype, m * n, Role::Write),
     ];
-    golden("linear_with_bias", &Kernel { name: "linear_with_bias".into(), bufs, work: Work::Contract(contract) });
+    Kernel { name: name.into(), bufs, work: Work::Contract(contract) }
+}
+
+/// A linear layer with a bias: the body that runs on each block of the product.
+#[test]
+fn linear_with_bias() {
+    golden("linear_with_bias", &linear("linear_with_bias", DType::F32, (5, 8, 4)));
+}
+
+/// The same of 16-bit numbers: tensor cores.
+#[test]
+fn linear_on_tensor_cores() {
+    golden("linear_on_tensor_cores", &linear("linear_on_tensor_cores", DType::BF16, (100, 64, 80)));
 }

@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{Noise, compare, layout, memory, products};
+use common::{Noise, compare, compare_on_card, layout, memory, products};
 use mdl_compiler::kernel::{Buf, BufId, Kernel, Operand, PairDim, Prefix, Role, Scatter, ScatterDim, Top, Work};
 use mdl_graph::DType;
 
@@ -26,6 +26,25 @@ fn random_contractions_agree_exactly() {
 fn blocks_and_panels_meet() {
     for sizes in [(531, 397, 40), (531, 33, 260), (531, 9, 2900), (70, 397, 260)] {
         in_all_layouts(sizes);
+    }
+}
+
+/// Products of 16-bit floats on tensor cores: copied 16 bytes at once and number by number, in tiles of either size.
+#[test]
+fn tensor_cores_agree_exactly() {
+    for (dtype, sizes) in [
+        (DType::BF16, (200, 136, 88)),
+        (DType::F16, (72, 136, 96)),
+        (DType::BF16, (70, 45, 37)),
+        (DType::BF16, (1290, 1500, 40)),
+    ] {
+        for kernel in products::in_all_layouts(sizes, dtype, DType::F32) {
+            compare_on_card(&kernel, &memory(&kernel, &mut Noise::new(5)));
+        }
+    }
+    for seed in 0..24 {
+        let (kernel, mut noise) = products::random(seed, &[DType::BF16, DType::F16], &[8, 16, 17, 40]);
+        compare_on_card(&kernel, &memory(&kernel, &mut noise));
     }
 }
 

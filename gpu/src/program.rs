@@ -7,6 +7,9 @@ use cudarc::driver::{result, sys};
 
 use crate::{Error, Gpu, Image, failed};
 
+/// Shared memory that every function may have without asking (CUDA Programming Guide, "Shared Memory").
+const SHARED_UNASKED: u32 = 48 << 10;
+
 /// A program that the card has loaded.
 #[derive(Debug)]
 pub struct Program {
@@ -21,7 +24,11 @@ unsafe impl Sync for Program {}
 
 /// A function of a [`Program`], which must outlive it.
 #[derive(Clone, Copy, Debug)]
-pub struct Function(sys::CUfunction);
+pub struct Function {
+    function: sys::CUfunction,
+    /// Shared memory that its launches ask for.
+    shared_bytes: u32,
+}
 
 // SAFETY: as for `Program`.
 unsafe impl Send for Function {}
@@ -48,12 +55,20 @@ impl Program {
         Ok(Program { gpu: Arc::clone(gpu), module })
     }
 
-    pub fn function(&self, name: &str) -> Result<Function, Error> {
+    /// A function by its name; its launches have so much shared memory beside what it declares itself.
+    pub fn function(&self, name: &str, shared_bytes: u32) -> Result<Function, Error> {
         self.gpu.enter()?;
         let named = CString::new(name).map_err(|_| Error("a name has a zero in it".into()))?;
         // SAFETY: the module is loaded as long as this lives.
         let function = unsafe { result::module::get_function(self.module, named) };
-        Ok(Function(function.map_err(failed(&format!("finding the function {name}")))?))
+        let function = function.map_err(failed(&format!("finding the function {name}")))?;
+        if shared_bytes > SHARED_UNASKED {
+            let what = sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+            // SAFETY: a function of a loaded module.
+            unsafe { result::function::set_function_attribute(function, what, shared_bytes as i32) }
+                .map_err(failed(&format!("asking for {shared_bytes} bytes of shared memory for {name}")))?;
+        }
+        Ok(Function { function, shared_bytes })
     }
 }
 
@@ -83,8 +98,17 @@ impl Gpu {
         }
         let (grid, block) = ((blocks, 1, 1), (threads, 1, 1));
         // SAFETY: by the caller.
-        unsafe { result::launch_kernel(function.0, grid, block, 0, self.stream, &mut places[..args.len()]) }
-            .map_err(failed("launching a function"))
+        unsafe {
+            result::launch_kernel(
+                function.function,
+                grid,
+                block,
+                function.shared_bytes,
+                self.stream,
+                &mut places[..args.len()],
+            )
+        }
+        .map_err(failed("launching a function"))
     }
 
     /// Copies from one address of the card to another, after all that was asked for before.

@@ -54,8 +54,13 @@ fn no_kernel_spills() {
             return;
         }
     };
-    for flags in ["shakespeare", "shakespeare --precision bf16", "shakespeare --dropout 0.1 --context 256", "addition"]
-    {
+    for flags in [
+        "shakespeare",
+        "shakespeare --precision bf16",
+        "shakespeare --dropout 0.1 --context 256",
+        "bench --precision bf16 --width 768 --heads 12 --context 512 --layers 1",
+        "addition",
+    ] {
         let (example, flags) = flags.split_once(' ').unwrap_or((flags, ""));
         let recipe = format!("examples/{example}.mdl");
         let program =

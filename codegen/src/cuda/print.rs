@@ -30,8 +30,13 @@ impl Text {
     }
 
     pub(super) fn close(&mut self) {
+        self.close_with("");
+    }
+
+    /// A closing brace and what belongs to it.
+    pub(super) fn close_with(&mut self, end: &str) {
         self.depth = self.depth.saturating_sub(1);
-        self.line("}");
+        self.line(format!("}}{end}"));
     }
 
     pub(super) fn finish(self) -> String {

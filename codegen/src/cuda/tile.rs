@@ -26,9 +26,8 @@ impl Walk {
         self.0.iter().map(|(extent, _)| extent).product()
     }
 
-    /// The offset of a flat position: `8192 * (k / 64) + k % 64`.
-    pub(super) fn offset(&self, flat: &str) -> Vec<(i64, String)> {
-        // What is crossed evenly is one dimension.
+    /// What is crossed evenly is one dimension; those of a single position are none.
+    fn merged(&self) -> Vec<(u64, i64)> {
         let mut merged: Vec<(u64, i64)> = Vec::new();
         for (extent, stride) in self.0.iter().copied().filter(|(extent, _)| *extent != 1) {
             match merged.last_mut() {
@@ -38,6 +37,27 @@ impl Walk {
                 _ => merged.push((extent, stride)),
             }
         }
+        merged
+    }
+
+    /// Whether each `run` positions, from the first on, are neighbours in memory, and begin at a multiple of `run` there.
+    pub(super) fn runs_of(&self, run: u64) -> bool {
+        let merged = self.merged();
+        merged.split_last().is_some_and(|((extent, stride), outer)| {
+            *stride == 1
+                && extent.is_multiple_of(run)
+                && outer.iter().all(|(_, stride)| stride.unsigned_abs().is_multiple_of(run))
+        })
+    }
+
+    /// Whether each position is a multiple of `by` in memory.
+    pub(super) fn jumps_by(&self, by: u64) -> bool {
+        self.merged().iter().all(|(_, stride)| stride.unsigned_abs().is_multiple_of(by))
+    }
+
+    /// The offset of a flat position: `8192 * (k / 64) + k % 64`.
+    pub(super) fn offset(&self, flat: &str) -> Vec<(i64, String)> {
+        let merged = self.merged();
         let extents: Vec<u64> = merged.iter().map(|(extent, _)| *extent).collect();
         let simple = flat.chars().all(|c| c.is_ascii_alphanumeric() || c == '_');
         let flat = if simple { flat.to_string() } else { format!("({flat})") };

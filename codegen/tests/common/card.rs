@@ -30,14 +30,16 @@ fn card() -> Option<&'static Mutex<Arc<Gpu>>> {
 /// The simulated card interprets each thread: it runs one kernel of so many, and with `MDLC_GPU_ALL` all.
 const ONE_OF: u64 = 20;
 
-/// Runs a kernel on copies of `memory`, twice, which must give the same bits; the buffers afterwards.
-pub(crate) fn run(kernel: &Kernel, memory: &[Block]) -> Option<Vec<Block>> {
+/// Whether a kernel is among those that run there.
+pub(super) fn is_drawn(kernel: &Kernel) -> bool {
     let mut hash = DefaultHasher::new();
     kernel.hash(&mut hash);
+    std::env::var_os("MDLC_GPU_ALL").is_some() || hash.finish().is_multiple_of(ONE_OF)
+}
+
+/// Runs a kernel on copies of `memory`, twice, which must give the same bits; the buffers afterwards.
+pub(super) fn run(kernel: &Kernel, memory: &[Block]) -> Option<Vec<Block>> {
     let gpu = card()?;
-    if std::env::var_os("MDLC_GPU_ALL").is_none() && !hash.finish().is_multiple_of(ONE_OF) {
-        return None;
-    }
     let gpu = match gpu.lock() {
         Ok(gpu) => gpu,
         // Another test has failed; this one has not.
@@ -65,7 +67,8 @@ pub(crate) fn run(kernel: &Kernel, memory: &[Block]) -> Option<Vec<Block>> {
         }
         let workspace = Memory::new(&gpu, printed.workspace_bytes).unwrap_or_else(|error| fail(error));
         for launch in &printed.kernels[0] {
-            let function = program.function(&launch.function).unwrap_or_else(|error| fail(error));
+            let function =
+                program.function(&launch.function, launch.shared_bytes as u32).unwrap_or_else(|error| fail(error));
             let address = |arg: &cuda::Arg| match arg {
                 cuda::Arg::Buf(at) => blocks[*at].address(),
                 cuda::Arg::Workspace(offset) => workspace.address() + offset,

@@ -65,7 +65,7 @@ impl OnCard {
             let loaded = Program::load(gpu, &image).map_err(refused)?;
             for kernel in &printed.kernels {
                 let ready = |launch: &cuda::Launch| -> Result<Launch, Error> {
-                    let function = loaded.function(&launch.function)?;
+                    let function = loaded.function(&launch.function, launch.shared_bytes as u32)?;
                     let (blocks, threads) = (launch.blocks as u32, launch.threads as u32);
                     Ok(Launch { function, blocks, threads, args: launch.args.clone() })
                 };
