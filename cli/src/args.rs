@@ -10,7 +10,7 @@ use mdl_lang::spec;
 use mdl_runtime::device::Device;
 
 /// Commands that read a recipe, and so have its `arg`s as flags.
-pub(crate) const ON_RECIPES: [&str; 5] = ["run", "check", "build", "profile", "generate"];
+pub(crate) const ON_RECIPES: [&str; 6] = ["run", "check", "build", "profile", "generate", "apply"];
 
 /// What every command on a recipe takes.
 #[derive(Clone, Debug)]
@@ -138,6 +138,22 @@ pub(crate) fn command(recipe_args: &[spec::Arg]) -> Command {
                 .allow_negative_numbers(true)
                 .default_value("1.0"),
         );
+    let apply = on_recipe(
+        Command::new("apply").about("Runs a model on NumPy arrays: a recipe's, or that of a folder with config.json"),
+        recipe_args,
+    )
+    .arg(flag("stage", "NAME", "The trained stage or model [default: the last]"))
+    .arg(
+        flag("inputs", "FILE", "An .npz of arrays under the names of the model's arguments")
+            .value_parser(value_parser!(PathBuf))
+            .required(true),
+    )
+    .arg(
+        flag("outputs", "FILE", "Where what the model returns is written, an .npz")
+            .value_parser(value_parser!(PathBuf))
+            .required_unless_present("loss"),
+    )
+    .arg(switch("loss", "Prints the loss and the norm of its gradient for each weight, as JSON"));
     let fmt = Command::new("fmt")
         .about("Formats recipes in place")
         .arg(Arg::new("FILES").required(true).num_args(1..).value_parser(value_parser!(PathBuf)).help("The .mdl files"))
@@ -152,12 +168,14 @@ pub(crate) fn command(recipe_args: &[spec::Arg]) -> Command {
         .arg(color())
         .subcommand_required(true)
         .arg_required_else_help(true)
-        .subcommands([run, check, build, profile, generate, fmt, explain])
+        .subcommands([run, check, build, profile, generate, apply, fmt, explain])
 }
 
 /// The recipe that a command line names: the first word after the command that is no flag and no flag's value.
 pub(crate) fn find_recipe(words: &[OsString]) -> Option<PathBuf> {
-    const VALUED: [&str; 16] = [
+    const VALUED: [&str; 18] = [
+        "--inputs",
+        "--outputs",
         "--out",
         "--threads",
         "--device",

@@ -1,5 +1,6 @@
 //! The commands, one function each. Each gives the process's exit code.
 
+mod apply;
 pub(crate) mod build;
 mod check;
 mod explain;
@@ -52,6 +53,7 @@ pub(crate) fn main(words: Vec<OsString>) -> u8 {
         Some(("build", matches)) => build::build(&Common::of(matches, &recipe_args), matches, color),
         Some(("profile", matches)) => profile::run(&Common::of(matches, &recipe_args), matches, color),
         Some(("generate", matches)) => generate::generate(&Common::of(matches, &recipe_args), matches, color),
+        Some(("apply", matches)) => apply::apply(&Common::of(matches, &recipe_args), matches, color),
         Some(("fmt", matches)) => fmt::fmt(matches, color),
         Some(("explain", matches)) => explain::explain(matches),
         _ => exit::USAGE,

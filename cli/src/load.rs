@@ -4,6 +4,7 @@ use std::path::Path;
 
 use mdl_lang::diag::{Diagnostic, Sources};
 use mdl_lang::spec::{self, Program};
+use mdl_lang::stage::{self, Applied, Array, Asked};
 use mdl_lang::syntax::ast::FileId;
 
 use crate::args::Common;
@@ -33,22 +34,58 @@ pub(crate) fn recipe_args(path: &Path) -> Vec<spec::Arg> {
     mdl_lang::stage::args_of(&file, &sources)
 }
 
+/// The first file of a compilation.
+const MAIN: FileId = FileId(0);
+
 /// Reads and checks a recipe. `Err` when the file itself cannot be read.
 pub(crate) fn check(common: &Common, cache: Option<&Path>) -> Result<Loaded, String> {
-    let path = &common.recipe;
-    let bytes = std::fs::read(path).map_err(|error| format!("cannot read {}: {error}", path.display()))?;
-    let mut sources = Sources::new();
-    let name = path.display().to_string();
-    // The first file of a compilation.
-    let main = FileId(0);
-    match mdl_lang::syntax::decode(main, bytes.clone()) {
-        Ok(text) => sources.add(name, text),
-        Err(diagnostic) => {
-            sources.add(name, String::from_utf8_lossy(&bytes).into_owned());
-            return Ok(Loaded { sources, main, program: Program::default(), diagnostics: vec![diagnostic] });
+    let (mut sources, undecoded) = sources(&common.recipe)?;
+    if let Some(diagnostic) = undecoded {
+        return Ok(Loaded { sources, main: MAIN, program: Program::default(), diagnostics: vec![diagnostic] });
+    }
+    let world = Disk::new(common.base(), cache.map(Path::to_path_buf));
+    let (program, diagnostics) = mdl_lang::stage::check(&mut sources, MAIN, &common.given, &world);
+    Ok(Loaded { sources, main: MAIN, program, diagnostics })
+}
+
+/// Reads a recipe, and builds what applies one of its models to arrays.
+pub(crate) fn apply(common: &Common, arrays: &[Array], asked: Asked<'_>) -> Result<(Loaded, Option<Applied>), String> {
+    let (mut sources, undecoded) = sources(&common.recipe)?;
+    let (applied, diagnostics) = match undecoded {
+        Some(diagnostic) => (None, vec![diagnostic]),
+        None => {
+            let world = Disk::new(common.base(), Some(common.out().join("cache")));
+            stage::apply(&mut sources, MAIN, &common.given, &world, arrays, asked)
         }
     };
-    let world = Disk::new(common.base(), cache.map(Path::to_path_buf));
-    let (program, diagnostics) = mdl_lang::stage::check(&mut sources, main, &common.given, &world);
-    Ok(Loaded { sources, main, program, diagnostics })
+    Ok((Loaded { sources, main: MAIN, program: Program::default(), diagnostics }, applied))
+}
+
+/// The text of a recipe; of a folder with a published model, the recipe that uses it. Also what is wrong with its characters.
+fn sources(path: &Path) -> Result<(Sources, Option<Diagnostic>), String> {
+    let mut sources = Sources::new();
+    if path.is_dir() {
+        // Its paths are relative to where it would stand, beside the folder.
+        let name = path.file_name().map_or(path.as_os_str(), |name| name).to_string_lossy().into_owned();
+        let recipe = path.with_file_name(format!("{name}.mdl"));
+        sources.add(recipe.display().to_string(), of_folder(&name));
+        return Ok((sources, None));
+    }
+    let bytes = std::fs::read(path).map_err(|error| format!("cannot read {}: {error}", path.display()))?;
+    let name = path.display().to_string();
+    match mdl_lang::syntax::decode(MAIN, bytes.clone()) {
+        Ok(text) => {
+            sources.add(name, text);
+            Ok((sources, None))
+        }
+        Err(diagnostic) => {
+            sources.add(name, String::from_utf8_lossy(&bytes).into_owned());
+            Ok((sources, Some(diagnostic)))
+        }
+    }
+}
+
+/// The recipe of a folder with a published model.
+fn of_folder(name: &str) -> String {
+    format!("use std.models.pretrained\nmodel net = pretrained({name:?})\n")
 }

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use mdl_lang::check::{Imported, Problem, World};
+use mdl_lang::check::{FileTensors, Imported, Problem, World};
 use mdl_lang::spec::{DataFacts, DataSpec};
 
 /// Answers from the disk.
@@ -35,6 +35,11 @@ impl World for Disk {
             Ok(facts) => Ok(facts.data),
             Err(problems) => Err(problems.into_iter().map(told).collect()),
         }
+    }
+
+    fn tensors(&self, from: &str, dir: &str) -> Result<FileTensors, Problem> {
+        let folder = Path::new(from).parent().unwrap_or(Path::new("")).join(dir);
+        mdl_runtime::weights::headers(&folder, dir).map_err(told)
     }
 }
 

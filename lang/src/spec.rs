@@ -3,6 +3,8 @@
 //! The runtime executes these and needs nothing else of the language. Deliberately absent: syntax, and anything that
 //! depends on the machine.
 
+use std::ops::Range;
+
 use mdl_graph::{Axis, DType, Graph, Name, Span};
 use serde::{Deserialize, Serialize};
 
@@ -221,19 +223,118 @@ pub struct Weight {
     /// The two sides of its arrow; both empty without one.
     pub from: Vec<Name>,
     pub to: Vec<Name>,
+    /// Where its first value comes from; `init` has it as an input under its path then, and not as an output.
+    pub origin: Option<Origin>,
 }
 
-/// A weight or state that another train stage has made, as its last checkpoint has it: an input of kind `Weight` or `State`.
+/// A weight or state that a stage reads and leaves as it is: an input of kind `Weight` or `State`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Read {
     /// How graphs call it: `tuned:blocks.attn.q.w`.
     pub input: Name,
-    pub stage: String,
-    /// Its name in the checkpoint.
-    pub tensor: Name,
     pub dtype: DType,
-    /// In the order of the checkpoint.
+    /// In the order of a checkpoint: copies first, then as declared.
     pub axes: Vec<Axis>,
+    pub origin: Origin,
+}
+
+impl Read {
+    /// The stage that has made it, if one has.
+    pub fn stage(&self) -> Option<&str> {
+        match &self.origin {
+            Origin::Stage { stage, .. } => Some(stage),
+            Origin::Files { .. } => None,
+        }
+    }
+}
+
+/// Where the value of a weight or state comes from that no initializer makes.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Origin {
+    /// The last checkpoint of another train stage, which has it under this name.
+    Stage { stage: String, tensor: Name },
+    /// Files of weights, `load(…)`: the pieces together fill it. `same` are further tensors that must hold the same, such as a
+    /// tied head that a file has twice.
+    Files { pieces: Vec<Piece>, same: Vec<Piece> },
+}
+
+/// What a tensor in a safetensors file holds of a weight.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Piece {
+    /// The file, relative to the recipe's folder.
+    pub file: Name,
+    /// The tensor's name there.
+    pub tensor: Name,
+    pub dtype: FileType,
+    /// Where the whole tensor lies in the file.
+    pub bytes: Range<u64>,
+    /// The element of the tensor at which the piece begins.
+    pub first: u64,
+    /// For each axis of the weight, copies first.
+    pub along: Vec<Along>,
+}
+
+/// How a piece goes along an axis of its weight.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Along {
+    /// It holds this position alone.
+    At(u64),
+    /// It holds all positions, so many elements of the tensor apart.
+    Every(u64),
+}
+
+macro_rules! file_types {
+    ($($name:ident $text:literal $bytes:literal;)*) => {
+        /// What a safetensors file may hold.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+        pub enum FileType { $(#[serde(rename = $text)] $name,)* }
+
+        impl FileType {
+            pub const ALL: &[FileType] = &[$(FileType::$name,)*];
+
+            /// As files write it.
+            pub fn name(self) -> &'static str {
+                match self { $(FileType::$name => $text,)* }
+            }
+
+            pub fn size_bytes(self) -> u64 {
+                match self { $(FileType::$name => $bytes,)* }
+            }
+        }
+    };
+}
+
+file_types! {
+    Bool "BOOL" 1;
+    U8 "U8" 1;
+    I8 "I8" 1;
+    F8E4M3 "F8_E4M3" 1;
+    F8E5M2 "F8_E5M2" 1;
+    I16 "I16" 2;
+    U16 "U16" 2;
+    F16 "F16" 2;
+    BF16 "BF16" 2;
+    I32 "I32" 4;
+    U32 "U32" 4;
+    F32 "F32" 4;
+    F64 "F64" 8;
+    I64 "I64" 8;
+    U64 "U64" 8;
+}
+
+impl FileType {
+    pub fn from_name(name: &str) -> Option<FileType> {
+        FileType::ALL.iter().copied().find(|known| known.name() == name)
+    }
+
+    pub fn is_float(self) -> bool {
+        matches!(
+            self,
+            FileType::F8E4M3 | FileType::F8E5M2 | FileType::F16 | FileType::BF16 | FileType::F32 | FileType::F64
+        )
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -243,6 +344,8 @@ pub struct State {
     /// In declared order, stacked ones first.
     pub axes: Vec<Axis>,
     pub kind: StateKind,
+    /// As of a weight.
+    pub origin: Option<Origin>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -5,7 +5,7 @@
 //! program's version. A stage whose hash is unchanged does not run; one that was interrupted goes on; an artifact made of other
 //! things is moved to `OUT/replaced/`, never deleted.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -13,7 +13,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use mdl_data::{Dataset, atomic};
-use mdl_lang::spec::{DataSpec, Program, Stage, StageKind, TrainSpec};
+use mdl_graph::Name;
+use mdl_lang::spec::{DataSpec, Origin, Program, Stage, StageKind, TrainSpec};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
@@ -23,6 +24,7 @@ use crate::error::RunError;
 use crate::event::{Event, Observer};
 use crate::programs::{Programs, plan_stage};
 use crate::stage;
+use crate::weights;
 
 /// Everything that stages share.
 pub struct Run<'a> {
@@ -172,6 +174,11 @@ impl<'a> Run<'a> {
         if let (StageKind::Train(_), Some(seed)) = (&stage.kind, self.seed) {
             sha.update(seed.to_le_bytes());
         }
+        // Of files of weights, which may be large, only whether they are the same files.
+        for file in files_of(&stage.kind) {
+            let stamp = weights::stamp(&self.base.join(file.as_str()));
+            sha.update(format!("{file} {stamp:?}"));
+        }
         for need in &stage.needs {
             sha.update(before.get(need).map_or("", String::as_str));
         }
@@ -192,6 +199,24 @@ impl<'a> Run<'a> {
         fs::rename(folder, &to).map_err(|error| RunError::failed(doing(), error.to_string()))?;
         Ok(to)
     }
+}
+
+/// The files of weights that a stage reads.
+fn files_of(stage: &StageKind) -> BTreeSet<&Name> {
+    let origins: Vec<&Origin> = match stage {
+        StageKind::Data(_) => Vec::new(),
+        StageKind::Train(spec) => {
+            let own = spec.weights.iter().map(|weight| &weight.origin);
+            let own = own.chain(spec.states.iter().map(|state| &state.origin)).flatten();
+            own.chain(spec.reads.iter().map(|read| &read.origin)).collect()
+        }
+        StageKind::Eval(spec) => spec.reads.iter().map(|read| &read.origin).collect(),
+    };
+    let pieces = origins.into_iter().flat_map(|origin| match origin {
+        Origin::Files { pieces, same } => pieces.iter().chain(same).collect(),
+        Origin::Stage { .. } => Vec::new(),
+    });
+    pieces.map(|piece| &piece.file).collect()
 }
 
 /// Where something stands in a file does not change what it does.

@@ -419,9 +419,9 @@ impl Elaborator<'_> {
     pub(super) fn member(&mut self, env: &Env, value: &Value, name: &str, span: Span) -> Eval<Value> {
         let names: Vec<String> = match value {
             Value::Error => return Err(Stop),
-            Value::Record(fields) => match value.field(name) {
+            Value::Record(fields) => match self.json_field(fields, name, span)? {
                 Some(Value::Error) => return Err(Stop),
-                Some(value) => return Ok(value.clone()),
+                Some(value) => return Ok(value),
                 None => fields.iter().map(|(name, _)| name.to_string()).collect(),
             },
             Value::Layer(layer) => match self.layer_member(env, layer, name, span)? {

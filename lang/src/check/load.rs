@@ -14,19 +14,8 @@ use crate::diag::{Code, Diagnostic, nearest};
 use crate::syntax::ast::{self, AxisDecl, Expr, FileId, ItemKind, Member, MemberKind, Span, UseFrom};
 use crate::syntax::{Outline, parse, words};
 
-macro_rules! library {
-    ($($path:literal)*) => {
-        /// The standard library: paths under `stdlib/` without `.mdl`, and texts.
-        const LIBRARY: &[(&str, &str)] = &[$(($path, include_str!(concat!("../../../stdlib/", $path, ".mdl"))),)*];
-    };
-}
-
-library! {
-    "prelude" "core" "init" "losses" "schedules" "optim"
-    "nn/activations" "nn/attention" "nn/block" "nn/convolution" "nn/dropout" "nn/embedding" "nn/linear" "nn/mlp" "nn/norm"
-    "nn/recurrent" "nn/rope"
-    "models/classifier" "models/gpt" "models/llama" "models/lstm"
-}
+/// The standard library: paths under `stdlib/` without `.mdl`, and texts.
+const LIBRARY: &[(&str, &str)] = include!(concat!(env!("OUT_DIR"), "/library.rs"));
 
 /// What an item is.
 #[derive(Clone)]
@@ -57,6 +46,8 @@ pub(super) struct File {
     pub(super) ast: Rc<ast::File>,
     pub(super) items: BTreeMap<String, (Global, Span)>,
     pub(super) axes: BTreeMap<String, Rc<AxisDecl>>,
+    /// What files of weights call what layers hold, by the name of the layer.
+    pub(super) names: BTreeMap<String, Rc<ast::Names>>,
     /// Imported names: the file and the name there.
     pub(super) imports: BTreeMap<String, (usize, String)>,
     pub(super) env: Env,
@@ -98,6 +89,7 @@ impl Elaborator<'_> {
             ast: ast.clone(),
             items: BTreeMap::new(),
             axes: BTreeMap::new(),
+            names: BTreeMap::new(),
             imports: BTreeMap::new(),
             env,
         };
@@ -115,6 +107,13 @@ impl Elaborator<'_> {
                         if let Some(known) = known {
                             self.defined_twice(&decl.name.text, decl.name.span, known.name.span);
                         }
+                    }
+                    continue;
+                }
+                ItemKind::Names(names) => {
+                    let known = self.files[at].names.insert(names.name.text.clone(), Rc::new(names.clone()));
+                    if let Some(known) = known {
+                        self.defined_twice(&names.name.text, names.name.span, known.name.span);
                     }
                     continue;
                 }
@@ -145,16 +144,9 @@ impl Elaborator<'_> {
         at
     }
 
-    /// What an item of a file is; `use` and `axis` are no such thing.
+    /// What an item of a file is; `use`, `axis` and `names` are no such thing.
     fn global(&mut self, file: usize, item: &ast::Item) -> Global {
         match &item.kind {
-            ItemKind::Names(_) => {
-                self.push(
-                    Diagnostic::error(Code::E0704, "`names` is not in this version")
-                        .label(item.span, "not understood yet"),
-                );
-                Global::Broken
-            }
             ItemKind::Arg(arg) => Global::Arg(Rc::new(arg.clone())),
             ItemKind::Layer(layer) => Global::Layer(Rc::new(LayerCode {
                 methods: methods(&layer.members),
@@ -173,7 +165,7 @@ impl Elaborator<'_> {
             })),
             ItemKind::Model { value, .. } => Global::Model(Rc::new(value.clone())),
             ItemKind::Stage(stage) => Global::Stage(stage.kind.text.clone()),
-            ItemKind::Use(_) | ItemKind::Axis(_) | ItemKind::Broken { .. } => Global::Broken,
+            ItemKind::Use(_) | ItemKind::Axis(_) | ItemKind::Names(_) | ItemKind::Broken { .. } => Global::Broken,
         }
     }
 
@@ -380,6 +372,11 @@ impl Elaborator<'_> {
     /// The scope of a file's outer level.
     pub fn file_env(&self, file: usize) -> Env {
         self.files[file].env.clone()
+    }
+
+    /// The recipe's file as the world knows it: what paths in it are relative to, whoever reads them.
+    pub(super) fn recipe_path(&self) -> String {
+        self.files.iter().find(|file| !file.is_library).map_or(String::new(), |file| file.path.clone())
     }
 
     /// The syntax tree of a loaded file.

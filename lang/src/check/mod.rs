@@ -64,10 +64,12 @@ mod draw;
 mod eval;
 mod fill;
 mod graphs;
+mod json;
 mod layer;
 mod load;
 mod loops;
 mod names;
+mod naming;
 mod optimizers;
 mod positions;
 mod rebuild;
@@ -79,6 +81,7 @@ mod tree;
 mod types;
 pub mod value;
 mod watch;
+mod weights;
 mod world;
 
 use std::collections::{BTreeMap, HashMap};
@@ -93,7 +96,7 @@ pub use value::{
     Args, Env, Eval, FunctionKind, Layer, Made, Optimizer, OptimizerCode, Stop, Stored, StoredId, StoredKind, Tensor,
     Value,
 };
-pub use world::{Imported, NoWorld, Problem, World};
+pub use world::{FileTensor, FileTensors, Imported, NoWorld, Problem, World};
 
 use crate::diag::{Diagnostic, Sources};
 use crate::syntax::ast::{FnDef, Span};
@@ -110,6 +113,9 @@ pub struct Elaborator<'w> {
     defined: HashMap<(usize, String), Value>,
     arg_values: HashMap<(usize, String), Rc<crate::syntax::ast::Expr>>,
     evaluating: Vec<(usize, String)>,
+    /// What folders of weights hold, as far as they were asked for; `None` when that was a mistake.
+    file_tensors: HashMap<String, Option<Rc<FileTensors>>>,
+    jsons: json::Jsons,
 
     // What is being evaluated.
     calls: Vec<Span>,
@@ -177,6 +183,8 @@ impl<'w> Elaborator<'w> {
             defined: HashMap::new(),
             arg_values: HashMap::new(),
             evaluating: Vec::new(),
+            file_tensors: HashMap::new(),
+            jsons: json::Jsons::default(),
             calls: Vec::new(),
             crossings: Vec::new(),
             running: Vec::new(),

@@ -98,6 +98,9 @@ impl Elaborator<'_> {
         if !callee && let Some(size) = self.axis_size(env, &axis, span)? {
             return Ok(Value::Axis(Axis { name: axis, size }));
         }
+        if let Some(names) = self.files[env.frame.file].names.get(name) {
+            return Ok(Value::Names(names.clone()));
+        }
         Err(self.unknown_name(env, name, span))
     }
 

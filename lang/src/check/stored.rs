@@ -105,6 +105,7 @@ impl Elaborator<'_> {
             from,
             to,
             span: decl.span,
+            origin: None,
             local: locals.into_iter().map(|axis| axis.name).collect(),
             arrow,
             copies: self.stack.clone(),

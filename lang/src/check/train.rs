@@ -142,6 +142,14 @@ impl Elaborator<'_> {
         Value::Tensor(self.stored_input(id))
     }
 
+    /// A function of a model by its name.
+    pub fn function_of(&self, model: &Value, name: &str) -> Option<Rc<ast::FnDef>> {
+        match model {
+            Value::Layer(layer) => super::layer::method_of(layer, name),
+            _ => None,
+        }
+    }
+
     /// The gradients of a number with respect to stored weights.
     pub fn grads(&mut self, loss: &Value, ids: &[StoredId], span: Span) -> Eval<Vec<Value>> {
         let operand = self.operand(loss, span, "a loss")?;

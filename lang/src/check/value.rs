@@ -49,6 +49,8 @@ pub enum Value {
     Layer(Layer),
     /// `adamw(lr: 1e-3)`
     Optimizer(Rc<Optimizer>),
+    /// A `names` block: what files call the weights of a layer.
+    Names(Rc<ast::Names>),
     /// `decoder[t](model)`
     Decoder(Rc<super::decoder::Decoder>),
     /// `value at "pattern"`
@@ -102,6 +104,8 @@ pub struct Stored {
     pub from: Vec<Name>,
     pub to: Vec<Name>,
     pub span: Span,
+    /// Where its value comes from when no initializer makes it.
+    pub origin: Option<Rc<crate::spec::Origin>>,
     /// The names of `axes` inside its layer.
     pub(super) local: Vec<Name>,
     pub(super) arrow: Option<Rc<Arrow>>,
@@ -450,6 +454,7 @@ impl Value {
             Value::Maker(_) => "a layer that is not built yet",
             Value::Layer(_) => "a layer",
             Value::Optimizer(_) => "an optimizer",
+            Value::Names(_) => "a `names` block",
             Value::Decoder(_) => "a decoder",
             Value::At { .. } => "a selection",
             Value::Host(_) | Value::Made(_) => "a word of stages",

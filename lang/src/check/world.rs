@@ -4,7 +4,9 @@
 
 use mdl_graph::Span;
 
-use crate::spec::{DataFacts, DataSpec};
+use std::ops::Range;
+
+use crate::spec::{DataFacts, DataSpec, FileType};
 
 /// The outside, as the checker sees it.
 pub trait World {
@@ -15,6 +17,31 @@ pub trait World {
 
     /// What batches of the data hold. Reads the data as far as that needs, at most once for equal specs.
     fn data_facts(&self, spec: &DataSpec) -> Result<DataFacts, Vec<Problem>>;
+
+    /// What the safetensors files of a folder hold, which `from` calls `dir`: names, shapes, places, no values.
+    fn tensors(&self, _from: &str, dir: &str) -> Result<FileTensors, Problem> {
+        let message = format!("there is no folder `{dir}` here");
+        Err(Problem { code: "E0405".to_string(), message, help: None, span: None })
+    }
+}
+
+/// The tensors of a folder.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct FileTensors {
+    /// Paths relative to the recipe's folder.
+    pub files: Vec<String>,
+    pub tensors: Vec<FileTensor>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FileTensor {
+    pub name: String,
+    /// Its place in `files`.
+    pub file: u32,
+    pub dtype: FileType,
+    pub shape: Vec<u64>,
+    /// Where it lies in the file.
+    pub bytes: Range<u64>,
 }
 
 /// A file that was asked for.

@@ -100,6 +100,10 @@ codes! {
     E0401: "an import that cannot be found";
     E0402: "a file imports itself";
     E0403: "a file of values that cannot be read";
+    E0404: "a setting that the library refuses";
+    E0405: "a folder of weights that cannot be read";
+    E0406: "weights that do not fit the model";
+    E0407: "names that do not fit their layer";
     E0411: "an argument that the recipe does not have";
     E0412: "an argument whose value cannot be read";
     E0413: "an argument that must be given";

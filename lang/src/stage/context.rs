@@ -100,6 +100,11 @@ impl<'w> Context<'w> {
         all
     }
 
+    /// How many blocks of this version the recipe has.
+    pub(crate) fn n_blocks(&self) -> usize {
+        self.names.len()
+    }
+
     /// The blocks of this version that have a name; the others are reported.
     pub(crate) fn blocks<'e>(&mut self, file: &'e ast::File) -> Vec<Block<'e>> {
         let mut diagnostics = Vec::new();

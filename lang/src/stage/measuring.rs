@@ -6,7 +6,7 @@ use mdl_graph::{Axis, AxisSet, Graph, InputKind, Name, NodeId, Role, Type};
 use crate::check::{Args, Stored, StoredId, StoredKind, Value};
 use crate::decode::decode;
 use crate::diag::{Code, Diagnostic};
-use crate::spec::{DataFacts, Read};
+use crate::spec::{DataFacts, Origin, Read};
 use crate::syntax::ast::Span;
 
 use super::context::{Context, Trained};
@@ -106,27 +106,33 @@ impl Context<'_> {
                 continue;
             }
             let name = input.name.as_str();
-            let (root, path) = name.split_once(':').unwrap_or((name, ""));
-            // What this stage's own weights begin as, or a model that is used as it is.
-            let stage = root.trim_end_matches('~');
-            let known = self.trained.iter().find(|entry| entry.name == stage).and_then(|entry| entry.known.as_ref());
+            let (root, path) = name.split_once(':').unwrap_or(("", name));
+            let known = self.trained.iter().find(|entry| entry.name == root).and_then(|entry| entry.known.as_ref());
             let averaged = known.map(|trained| trained.averaged);
-            let is_it = |id: StoredId, stored: &Stored| match root == stage {
-                true => stored.root == stage && stored.path == path,
-                false => self.elab.begins_as(id).is_some_and(|(from, there)| from == stage && there == path),
+            // Without a root, what belongs to this stage and is not trained.
+            let is_it = |id: StoredId, stored: &Stored| match root {
+                "" => stored.path == path && self.elab.stored_name(id) == path,
+                root => stored.root == root && stored.path == path,
             };
-            let stored = self.elab.stored().find(|(id, stored)| is_it(*id, stored));
-            let (Some(averaged), Some((_, stored))) = (averaged, stored) else {
-                self.foreign_weights(stage, path, span);
+            let stored = self.elab.stored().find(|(id, stored)| is_it(*id, stored)).map(|(_, stored)| stored);
+            let origin = match (averaged, stored) {
+                (Some(averaged), Some(stored)) => {
+                    let is_average = averaged && stored.kind == StoredKind::Weight;
+                    let tensor = Name::from(if is_average { average_name(path) } else { path.to_owned() });
+                    Some(Origin::Stage { stage: root.to_owned(), tensor })
+                }
+                (None, Some(stored)) => stored.origin.as_deref().cloned(),
+                (_, None) => None,
+            };
+            let (Some(origin), Some(stored)) = (origin, stored) else {
+                self.foreign_weights(root, path, span);
                 return None;
             };
-            let is_average = averaged && stored.kind == StoredKind::Weight;
             reads.push(Read {
                 input: input.name.clone(),
-                stage: stage.to_owned(),
-                tensor: Name::from(if is_average { average_name(path) } else { path.to_owned() }),
                 dtype: input.ty.dtype,
                 axes: stored.stack.iter().chain(&stored.axes).cloned().collect(),
+                origin,
             });
         }
         Some(())

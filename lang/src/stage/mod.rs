@@ -4,6 +4,7 @@
 //! program and every mistake found on the way; a block with a mistake is left out of the program and its neighbours are
 //! checked all the same. What fields mean is here; what expressions mean is the evaluator's business (`check/`).
 
+mod apply;
 mod args;
 mod context;
 mod data;
@@ -21,9 +22,12 @@ mod step;
 mod tables;
 mod train;
 
+pub use apply::{Applied, Array, ArrayKind, Asked, apply};
 pub use args::args_of;
 pub use manual::{manual, manuals};
 pub use schema::{FieldRow, FunctionRow, KindRow, Need, Takes, fields, kind, kinds};
+
+use std::rc::Rc;
 
 use crate::check::World;
 use crate::diag::{Code, Diagnostic, Sources};
@@ -40,37 +44,45 @@ pub fn check(
     args: &[(String, String)],
     world: &dyn World,
 ) -> (Program, Vec<Diagnostic>) {
-    let mut program = Program::default();
     let mut context = Context::new(std::mem::take(sources), main, args, world);
-    program.args = context.args();
-    let file = context.file();
-    let blocks = context.blocks(&file);
-    for block in blocks.iter().filter(|block| block.kind.name == "data") {
-        if let Some(spec) = context.data(block) {
-            program.stages.push(block.stage(Vec::new(), StageKind::Data(spec)));
-        }
-    }
-    context.axes(&file);
-    context.models(&file, false);
-    let trains = blocks.iter().filter(|block| block.kind.name == "train").collect();
-    for block in context.in_order(trains) {
-        if let Some((needs, spec)) = context.train(block) {
-            program.stages.push(block.stage(needs, StageKind::Train(Box::new(spec))));
-        }
-    }
-    context.models(&file, true);
-    for block in blocks.iter().filter(|block| block.kind.name == "eval") {
-        if let Some((needs, spec)) = context.eval(block) {
-            program.stages.push(block.stage(needs, StageKind::Eval(Box::new(spec))));
-        }
-    }
+    let (program, _) = context.stages();
+    let n_blocks = context.n_blocks();
     let (all, mut diagnostics) = context.finish();
     *sources = all;
-    if program.stages.len() < blocks.len() && !diagnostics.iter().any(Diagnostic::is_error) {
+    if program.stages.len() < n_blocks && !diagnostics.iter().any(Diagnostic::is_error) {
         mdl_graph::bug!("a block was left out without a word");
     }
     diagnostics.sort_by_key(|diagnostic| diagnostic.labels.first().map(|label| label.span));
     (program, diagnostics)
+}
+
+impl Context<'_> {
+    /// Reads every block in an order in which they can be run; also gives the recipe's items.
+    fn stages(&mut self) -> (Program, Rc<ast::File>) {
+        let mut program = Program { args: self.args(), stages: Vec::new() };
+        let file = self.file();
+        let blocks = self.blocks(&file);
+        for block in blocks.iter().filter(|block| block.kind.name == "data") {
+            if let Some(spec) = self.data(block) {
+                program.stages.push(block.stage(Vec::new(), StageKind::Data(spec)));
+            }
+        }
+        self.axes(&file);
+        self.models(&file, false);
+        let trains = blocks.iter().filter(|block| block.kind.name == "train").collect();
+        for block in self.in_order(trains) {
+            if let Some((needs, spec)) = self.train(block) {
+                program.stages.push(block.stage(needs, StageKind::Train(Box::new(spec))));
+            }
+        }
+        self.models(&file, true);
+        for block in blocks.iter().filter(|block| block.kind.name == "eval") {
+            if let Some((needs, spec)) = self.eval(block) {
+                program.stages.push(block.stage(needs, StageKind::Eval(Box::new(spec))));
+            }
+        }
+        (program, file)
+    }
 }
 
 /// A block of a kind that this version has.

@@ -9,7 +9,7 @@ use mdl_graph::{Axis, AxisSet, DType, Graph, InputKind, Name, NodeId, Op, Phase,
 
 use crate::check::{Args, Elaborator, Eval, Optimizer, OptimizerState, Stop, StoredId, StoredKind, Value};
 use crate::diag::{Code, Diagnostic};
-use crate::spec::{DataFacts, Read, State, StateKind, Weight};
+use crate::spec::{DataFacts, Origin, Read, State, StateKind, Weight};
 use crate::syntax::ast::{self, Expr, ExprKind, Span};
 
 use super::context::{Context, Trained};
@@ -371,13 +371,16 @@ impl Context<'_> {
         ids.sort();
         let mut values = Vec::new();
         for id in ids {
-            let first = match self.elab.begins_as(id) {
-                Some((stage, path)) => self.elab.begin_stored(id, &format!("{stage}~:{path}")),
+            let first = match self.origin_of(id) {
+                Some(_) => self.elab.stored_value(id),
                 None => self.elab.init_stored(id)?,
             };
             values.push((id, first));
         }
         for (id, value) in &values {
+            if self.origin_of(*id).is_some() {
+                continue;
+            }
             let path = self.stored(*id).path.clone();
             self.elab.output(&path, value, span)?;
         }
@@ -401,6 +404,18 @@ impl Context<'_> {
         Ok(self.elab.finish())
     }
 
+    /// Where the first value of a weight or layer state comes from that its initializer does not make.
+    fn origin_of(&self, id: StoredId) -> Option<Origin> {
+        if let Some((stage, path)) = self.elab.begins_as(id) {
+            let entry = self.trained.iter().find(|entry| entry.name == stage);
+            let averaged = entry.and_then(|entry| entry.known.as_ref()).is_some_and(|trained| trained.averaged);
+            let is_average = averaged && self.stored(id).kind == StoredKind::Weight;
+            let tensor = Name::from(if is_average { average_name(&path) } else { path });
+            return Some(Origin::Stage { stage, tensor });
+        }
+        self.stored(id).origin.as_deref().cloned()
+    }
+
     fn weights_of(&self, parts: &Parts<'_>) -> Vec<Weight> {
         let weights = parts.owned.iter().map(|weight| {
             let stored = self.stored(weight.id);
@@ -410,6 +425,7 @@ impl Context<'_> {
                 axes: stored.axes.clone(),
                 from: stored.from.clone(),
                 to: stored.to.clone(),
+                origin: self.origin_of(weight.id),
             }
         });
         weights.collect()
@@ -424,20 +440,32 @@ impl Context<'_> {
         for id in &parts.layer_states {
             let name = Name::from(self.stored(*id).path.as_str());
             let dtype = self.elab.stored_type(*id).dtype;
-            states.push(State { name, dtype, axes: all_axes(*id), kind: StateKind::Layer });
+            states.push(State {
+                name,
+                dtype,
+                axes: all_axes(*id),
+                kind: StateKind::Layer,
+                origin: self.origin_of(*id),
+            });
         }
         for weight in &parts.owned {
             for share in &weight.shares {
                 for state in &share.states {
                     let name = Name::from(state_name(state, &self.stored(weight.id).path, share));
                     let (dtype, axes) = (state.dtype, state.axes.clone());
-                    states.push(State { name, dtype, axes, kind: StateKind::Optimizer });
+                    states.push(State { name, dtype, axes, kind: StateKind::Optimizer, origin: None });
                 }
             }
         }
         for weight in parts.owned.iter().filter(|_| parts.average.is_some()) {
             let name = Name::from(average_name(&self.stored(weight.id).path));
-            states.push(State { name, dtype: DType::F32, axes: all_axes(weight.id), kind: StateKind::Average });
+            states.push(State {
+                name,
+                dtype: DType::F32,
+                axes: all_axes(weight.id),
+                kind: StateKind::Average,
+                origin: None,
+            });
         }
         states
     }

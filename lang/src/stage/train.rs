@@ -6,7 +6,7 @@ use mdl_graph::Name;
 
 use crate::check::Value;
 use crate::diag::{Code, Diagnostic};
-use crate::spec::{Budget, DataFacts, Evaluate, Form, Precision, Read, Sample, Save, TrainSpec};
+use crate::spec::{Budget, DataFacts, Evaluate, Form, Origin, Precision, Read, Sample, Save, TrainSpec};
 use crate::syntax::ast::{Expr, Span};
 
 use super::Block;
@@ -57,6 +57,9 @@ impl Context<'_> {
         result.map(|(_, spec)| {
             let mut needs = vec![spec.data.clone()];
             needs_of(&spec.reads, &mut needs);
+            let own =
+                spec.weights.iter().map(|weight| &weight.origin).chain(spec.states.iter().map(|state| &state.origin));
+            own.flatten().for_each(|origin| need(origin, &mut needs));
             (needs, spec)
         })
     }
@@ -412,8 +415,14 @@ fn optional<T>(
 /// The stages that are read become needed.
 pub(super) fn needs_of(reads: &[Read], needs: &mut Vec<String>) {
     for read in reads {
-        if !needs.contains(&read.stage) {
-            needs.push(read.stage.clone());
-        }
+        need(&read.origin, needs);
+    }
+}
+
+pub(super) fn need(origin: &Origin, needs: &mut Vec<String>) {
+    if let Origin::Stage { stage, .. } = origin
+        && !needs.contains(stage)
+    {
+        needs.push(stage.clone());
     }
 }

@@ -69,14 +69,14 @@ impl Item {
     pub fn name(&self) -> Option<&Name> {
         match &self.kind {
             ItemKind::Arg(arg) => Some(&arg.name),
-            ItemKind::Names(names) => Some(&names.name),
             ItemKind::Layer(layer) => Some(&layer.name),
             ItemKind::Fn(def) => Some(&def.name),
             ItemKind::Optimizer(optimizer) => Some(&optimizer.name),
             ItemKind::Stage(stage) => stage.name.as_ref(),
             ItemKind::Model { name, .. } => Some(name),
             ItemKind::Broken { name } => name.as_ref(),
-            ItemKind::Use(_) | ItemKind::Axis(_) => None,
+            // `names` has a space of its own: that of the layers.
+            ItemKind::Use(_) | ItemKind::Axis(_) | ItemKind::Names(_) => None,
         }
     }
 }
@@ -125,10 +125,11 @@ pub struct Names {
 /// `q.w, k.w = "c_attn" [width, (head, key) | (head, key)]`
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct NamesRow {
-    /// One path per weight that the tensor in the file holds; each is at least one step.
+    /// One path per weight that the tensor in the file holds; each is at least one step: a member, a position in a list,
+    /// or `{i}`, every position. `_` alone is what a file may have besides.
     pub paths: Vec<Vec<Name>>,
     pub tensor: Str,
-    /// Per dimension of the tensor: its parts (split by `|`), each a list of axes merged into it.
+    /// Per dimension of the tensor: its parts (split by `|`), each a list of axes merged into it; of `1`, none.
     pub order: Option<Vec<Vec<Vec<AxisRef>>>>,
     pub span: Span,
 }

@@ -246,6 +246,7 @@ impl Build<'_> {
             let inner = Parts::new(part).any();
             dimension.push(match inner.as_rule() {
                 Rule::axis => vec![self.axis(inner)],
+                Rule::one => Vec::new(),
                 _ => Parts::new(inner).map(|axis| self.axis(axis)).collect(),
             });
         }

@@ -1,8 +1,8 @@
 //! A world made of a table, for tests of the checker: what data holds follows from what the block says.
 
 use mdl_graph::{Axis, DType};
-use mdl_lang::check::{Imported, Problem, World};
-use mdl_lang::spec::{DataFacts, DataSpec, Field, Form, Share, Source, Tokenizer};
+use mdl_lang::check::{FileTensor, FileTensors, Imported, Problem, World};
+use mdl_lang::spec::{DataFacts, DataSpec, Field, FileType, Form, Share, Source, Tokenizer};
 
 /// Every text is 100 000 tokens, every table of rows has 1 000; a few paths are broken.
 #[derive(Default)]
@@ -27,6 +27,17 @@ impl World for FakeWorld {
             "double.mdl" => Ok(Imported { name: path.into(), text: "fn double(x: [..]) -> [..] = 2.0 * x\n".into() }),
             _ => Err(format!("there is no file {path}")),
         }
+    }
+
+    /// The folder `tiny` has one matrix.
+    fn tensors(&self, _: &str, dir: &str) -> Result<FileTensors, Problem> {
+        if dir != "tiny" {
+            let message = format!("there is no folder {dir}");
+            return Err(Problem { code: "E0405".to_owned(), message, help: None, span: None });
+        }
+        let (name, shape) = ("linear.weight".to_owned(), vec![2, 4]);
+        let tensor = FileTensor { name, file: 0, dtype: FileType::F32, shape, bytes: 64..96 };
+        Ok(FileTensors { files: vec!["tiny/model.safetensors".to_owned()], tensors: vec![tensor] })
     }
 
     fn data_facts(&self, spec: &DataSpec) -> Result<DataFacts, Vec<Problem>> {

@@ -6,12 +6,13 @@
 mod nan;
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
 use mdl_data::{Batcher, Dataset, Filled, Order};
 use mdl_graph::{Graph, InputId, InputKind, Name, Output, Role};
-use mdl_lang::spec::{Read, Sample, TrainSpec};
+use mdl_lang::spec::{Origin, Read, Sample, TrainSpec};
 
 use crate::checkpoint::{self, Checkpoint, TensorView};
 use crate::device::{Executable, Tensor, Tensors};
@@ -22,6 +23,7 @@ use crate::metrics::{Evaluations, Log};
 use crate::programs::Programs;
 use crate::run::Run;
 use crate::stage::eval::Evaluation;
+use crate::weights::Files;
 
 /// The order of axes of every weight and state, as files have it: copies first, then as declared.
 pub type Orders = BTreeMap<Name, Vec<Name>>;
@@ -44,22 +46,48 @@ pub fn orders_of(reads: &[Read]) -> impl Iterator<Item = (Name, Vec<Name>)> + '_
     reads.iter().map(|read| (read.input.clone(), read.axes.iter().map(|axis| axis.name.clone()).collect()))
 }
 
-/// Fills the tensors that are read of other stages, as far as they are in memory.
+/// Fills the tensors that are read, as far as they are in memory.
 pub fn load_reads(run: &Run<'_>, reads: &[Read], tensors: &mut Tensors) -> Result<(), RunError> {
+    load_origins(&run.base, &run.out, reads.iter().map(|read| (&read.input, &read.origin)), tensors)
+}
+
+/// Fills tensors from where they come, as far as they are in memory: checkpoints of other stages, files of weights.
+/// `base` is the recipe's folder, `out` where stages keep what they have made.
+pub fn load_origins<'o>(
+    base: &Path,
+    out: &Path,
+    origins: impl Iterator<Item = (&'o Name, &'o Origin)>,
+    tensors: &mut Tensors,
+) -> Result<(), RunError> {
     let mut loaded: BTreeMap<&str, Checkpoint> = BTreeMap::new();
-    for read in reads {
-        let Some(tensor) = tensors.get_mut(read.input.as_str()) else { continue };
-        if !loaded.contains_key(read.stage.as_str()) {
-            let folder = run.folder(&read.stage).join("checkpoints");
+    let mut files = Files::new(base);
+    for (name, origin) in origins {
+        let Some(to) = tensors.get_mut(name.as_str()) else { continue };
+        let (stage, tensor) = match origin {
+            Origin::Stage { stage, tensor } => (stage.as_str(), tensor),
+            Origin::Files { .. } => {
+                files.fill(origin, to)?;
+                continue;
+            }
+        };
+        if !loaded.contains_key(stage) {
+            let folder = out.join(stage).join("checkpoints");
             let Some(found) = checkpoint::latest(&folder)? else {
                 let why = format!("there is no checkpoint in {}", folder.display());
-                return Err(RunError::failed(format!("loading `{}`", read.stage), why));
+                return Err(RunError::failed(format!("loading `{stage}`"), why));
             };
-            loaded.insert(&read.stage, found);
+            loaded.insert(stage, found);
         }
-        read_into(&loaded[read.stage.as_str()], read.tensor.as_str(), tensor)?;
+        read_into(&loaded[stage], tensor.as_str(), to)?;
     }
     Ok(())
+}
+
+/// The weights and states of a stage whose first values no initializer makes.
+fn origins(spec: &TrainSpec) -> impl Iterator<Item = (&Name, &Origin)> {
+    let weights = spec.weights.iter().map(|weight| (&weight.path, &weight.origin));
+    let states = spec.states.iter().map(|state| (&state.name, &state.origin));
+    weights.chain(states).filter_map(|(name, origin)| Some((name, origin.as_ref()?)))
 }
 
 /// Trains, from the last checkpoint if there is one of the same recipe. `began` is when its programs were begun to be planned.
@@ -351,19 +379,16 @@ pub fn initialize(
     tensors: &mut Tensors,
     run: &Run<'_>,
 ) -> Result<(), RunError> {
-    let mut init = Executable::new(&in_place(spec), orders, &run.cpu)?;
+    load_origins(&run.base, &run.out, origins(spec), tensors)?;
+    let graph = in_place(spec);
+    if graph.outputs().is_empty() {
+        return Ok(());
+    }
+    let mut init = Executable::new(&graph, orders, &run.cpu)?;
     init.set_scalar("seed", seed as i32);
     init.set_scalar("step", 0);
-    let own: Vec<Name> = spec.reads.iter().map(|read| read.input.clone()).collect();
-    let before: Vec<Name> = own.iter().filter(|name| tensors.get(name.as_str()).is_some()).cloned().collect();
     tensors.allocate(init.plan());
-    load_reads(run, &spec.reads, tensors)?;
-    init.run(tensors, &run.cpu)?;
-    // What only the first values are made of is not kept.
-    for name in own.iter().filter(|name| !before.contains(name)) {
-        tensors.remove(name.as_str());
-    }
-    Ok(())
+    init.run(tensors, &run.cpu)
 }
 
 /// The graph of the first values, each of which is written straight to where it is kept: together they take as much as a stage keeps.

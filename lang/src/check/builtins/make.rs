@@ -1,4 +1,4 @@
-//! What is made from nothing: constants, draws, gradients, files.
+//! What is made from nothing: constants, draws, gradients.
 
 use std::rc::Rc;
 
@@ -167,46 +167,4 @@ pub(super) fn weights(elab: &mut Elaborator<'_>, call: &mut Call<'_>) -> Eval<Va
         }
     }
     Ok(Value::Record(Rc::new(fields)))
-}
-
-/// `json("config.json")`
-pub(super) fn json(elab: &mut Elaborator<'_>, call: &mut Call<'_>) -> Eval<Value> {
-    elab.no_axes(call)?;
-    let [path] = elab.take_args(call, ["path"], 1)?;
-    let Some((path, span)) = path else { return Err(Stop) };
-    let Some(path) = path.as_str() else {
-        return Err(elab.error(
-            Code::E0209,
-            format!("`json` takes a Str, not {}", path.kind()),
-            span,
-            "expected a path",
-        ));
-    };
-    let from = elab.files.first().map_or(String::new(), |file| file.path.clone());
-    let text = match elab.world.import(&from, path) {
-        Ok(imported) => imported.text,
-        Err(problem) => {
-            return Err(elab.error(Code::E0403, format!("cannot read `{path}`: {problem}"), span, "read here"));
-        }
-    };
-    match serde_json::from_str::<serde_json::Value>(&text) {
-        Ok(value) => Ok(from_json(&value)),
-        Err(problem) => Err(elab.error(Code::E0403, format!("`{path}` is not JSON: {problem}"), span, "read here")),
-    }
-}
-
-fn from_json(value: &serde_json::Value) -> Value {
-    match value {
-        serde_json::Value::Null => Value::None,
-        serde_json::Value::Bool(value) => Value::Bool(*value),
-        serde_json::Value::Number(number) => match number.as_i64() {
-            Some(value) => Value::Int(value),
-            None => Value::Float(number.as_f64().unwrap_or(f64::NAN)),
-        },
-        serde_json::Value::String(text) => Value::str(text),
-        serde_json::Value::Array(items) => Value::list(items.iter().map(from_json).collect()),
-        serde_json::Value::Object(fields) => {
-            Value::record(fields.iter().map(|(name, value)| (name.as_str(), from_json(value))))
-        }
-    }
 }

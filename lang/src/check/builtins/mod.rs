@@ -108,7 +108,10 @@ builtins! {
     "weights", "`weights(model)`: a record of its weights by path", make::weights;
     "watch", "`watch(model, \"blocks.*\")(x)`: (result, what the layers at a path give)", crate::check::watch::watch;
     "decoder", "`decoder[t](model, room: n)`: the model a few positions at a time; `d.read(d.empty, ids)` gives (memory, result)", crate::check::decoder::decoder;
-    "json", "`json(path)`: the value of a JSON file", make::json;
+    "json", "`json(path)`: the value of a JSON file", crate::check::json::json;
+    "get", "`get(record, \"key\", default)`: the default where the key is missing or `none`; keys of records in it after dots", crate::check::json::get;
+    "refuse", "`refuse(\"why\")`: ends the check with this message", crate::check::json::refuse;
+    "load", "`load(model, dir)`: the model with the weights of a folder of safetensors files", crate::check::weights::load;
 }
 
 static CONSTANTS: &[Builtin] = &[
@@ -131,7 +134,7 @@ static CONSTANTS: &[Builtin] = &[
 ];
 
 /// What is of the language, but comes later.
-const LATER: &[&str] = &["merge", "load", "generate", "assistant"];
+const LATER: &[&str] = &["merge", "generate", "assistant"];
 
 pub(super) fn find(name: &str) -> Option<&'static Builtin> {
     BUILTINS.iter().chain(CONSTANTS).find(|builtin| builtin.name == name)
