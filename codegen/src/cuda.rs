@@ -26,7 +26,7 @@ use print::{Text, buf_type};
 
 /// The most threads of a block in an elementwise kernel, and of several rows in one block.
 const THREADS: u64 = 256;
-/// Threads that share the 65,536 registers of a multiprocessor, at the least: a thread has 128.
+/// Threads that share the 65,536 registers of a multiprocessor, at the least, where nothing else is said: a thread has 128.
 const THREADS_AT_ONCE: u64 = 512;
 /// Blocks that keep a large card busy. A constant, so that no sum depends on the card.
 const BLOCKS: u64 = 264;
@@ -67,7 +67,13 @@ pub fn program(kernels: &[Kernel]) -> Result<Program, CompileError> {
     let mut program = Program { text: String::new(), kernels: Vec::new(), workspace_bytes: 0 };
     for (number, kernel) in kernels.iter().enumerate() {
         kernel.verify().map_err(|what| CompileError(what.to_string()))?;
-        let mut unit = Unit { kernel, name: function_name(number, kernel), launches: Vec::new(), workspace: 0 };
+        let mut unit = Unit {
+            kernel,
+            name: function_name(number, kernel),
+            launches: Vec::new(),
+            workspace: 0,
+            threads_at_once: THREADS_AT_ONCE,
+        };
         text.blank();
         match &kernel.work {
             Work::Nest(nest) => nest::print(&mut text, &mut unit, nest)?,
@@ -99,6 +105,8 @@ struct Unit<'a> {
     name: String,
     launches: Vec<Launch>,
     workspace: u64,
+    /// Threads of the functions that share the registers of a multiprocessor.
+    threads_at_once: u64,
 }
 
 /// Memory of the workspace, as a parameter of functions.
@@ -137,7 +145,7 @@ impl Unit<'_> {
             params.push((param, "workspace".into()));
             args.push(Arg::Workspace(spare.offset));
         }
-        let blocks_at_once = (THREADS_AT_ONCE / threads).max(1);
+        let blocks_at_once = (self.threads_at_once / threads).max(1);
         text.line(format!("extern \"C\" __global__ void __launch_bounds__({threads}, {blocks_at_once})"));
         text.line(format!("{function}("));
         let width = params.iter().map(|(param, _)| param.chars().count()).max().unwrap_or(0) + 1;

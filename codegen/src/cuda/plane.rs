@@ -2,39 +2,31 @@
 //!
 //! What is left along the rows is one launch: a block has 64 rows and goes over the columns that they see, once for each fold
 //! and once more for the sums. What is left along the columns is another, in which a block has 64 columns and goes over the rows;
-//! folds come from the first through the workspace. Products are made again in each pass: the plane is never in memory.
+//! folds come from the first through the workspace. Products are made again in each pass: the plane is never in memory. Planes of
+//! 16-bit floats are worked on by tensor cores ([`deal`]).
 
-use mdl_compiler::kernel::{FoldKind, Keeps, Plane, PlaneIn, PlaneOut, PlaneSide, Stmt, ValId};
+mod deal;
+
+use mdl_compiler::kernel::{FoldKind, Keeps, Kernel, Plane, PlaneIn, PlaneOut, PlaneSide, ScalarOp, Stmt, ValId};
 use mdl_graph::DType;
 
 use super::body::{Body, joined};
 use super::print::{Text, integer, stored, sum, value_type};
 use super::scalar::{fold_name, neutral};
-use super::tile::{DEEP, SIDE, Staged, THREADS, Walk, multiply, sum_type};
+use super::tensor::{Side, multiplier};
+use super::tile::{DEEP, SIDE, Staged, Walk, sum_type};
 use super::{Spare, Unit};
 use crate::jit::CompileError;
 use crate::nest::{defined, used};
+use deal::{Deal, product_in_floats, product_on_cores, sum_in_floats, sum_on_cores, width};
 
-/// Rows and columns of a tile, and how many of them a thread has.
+/// Rows and columns of a tile.
 const TILE: u64 = 64;
-const EACH: u64 = TILE / SIDE;
 /// Columns of a result that a block sums at most: more are dealt to other blocks, which make the plane again.
 const MOST_SUMMED: u64 = 128;
 
 pub(super) fn print(text: &mut Text, unit: &mut Unit<'_>, plane: &Plane) -> Result<(), CompileError> {
     let dims = plane.body_dims();
-    let mut body = Body::new(unit.kernel, &dims, &plane.vals, &plane.body);
-    let is_constant =
-        |val: ValId| plane.body.iter().any(|stmt| matches!(stmt, Stmt::Const { val: own, .. } if *own == val));
-    for (at, name) in body.names.iter_mut().enumerate() {
-        let val = ValId(at as u32);
-        if plane.vals[at].rank == mdl_compiler::kernel::Rank::Row && !is_constant(val) {
-            name.push_str("[i]");
-        }
-    }
-    for at in 0..plane.ins.len() {
-        body.names[at] = format!("v{at}[i][j]");
-    }
     let batch: u64 = plane.batch.iter().product();
     let rows = plane.n_rows();
     let is_f64 = plane.ins.iter().any(|one| unit.kernel.bufs[one.a.operand.buf.0 as usize].dtype == DType::F64);
@@ -58,29 +50,76 @@ pub(super) fn print(text: &mut Text, unit: &mut Unit<'_>, plane: &Plane) -> Resu
     let mut spares = Vec::new();
     if !of_columns.is_empty() {
         for (val, _) in &folds {
-            spares.push(unit.spare(format!("fold{}", val.0), body.val(*val).dtype, batch * rows));
+            let dtype = plane.vals[val.0 as usize].dtype;
+            spares.push(unit.spare(format!("fold{}", val.0), dtype, batch * rows));
         }
     }
     let seen = plane.seen(TILE, TILE);
     let whole = seen.iter().all(|range| *range == (0, plane.columns));
     let ty = sum_type(if is_f64 { DType::F64 } else { DType::F32 });
-    let planes = Planes { plane, body, batch, rows, level, folds, spares, seen: (!whole).then_some(seen), ty };
-    unit.describe(text, &format!("{batch} planes of {rows} x {}, in tiles of {TILE} x {TILE}.", plane.columns));
-    planes.table(text, &unit.name);
+    let seen = (!whole).then_some(seen);
+    let cores = on_tensor_cores(unit.kernel, plane);
+    let how = if cores.is_some() { " on tensor cores" } else { "" };
+    unit.describe(text, &format!("{batch} planes of {rows} x {}, in tiles of {TILE} x {TILE}{how}.", plane.columns));
+    let launch = |keeps: Keeps| {
+        let deal = match cores {
+            Some((multiply, pack)) => Deal::on_tensor_cores(keeps, multiply, pack),
+            None => Deal::in_floats(),
+        };
+        let body = named(unit.kernel, plane, &dims, &deal);
+        let (level, folds, spares, seen) = (level.clone(), folds.clone(), spares.clone(), seen.clone());
+        Planes { plane, body, deal, batch, rows, level, folds, spares, seen, ty }
+    };
+    let (rows, columns) = (launch(Keeps::Rows), launch(Keeps::Columns));
+    rows.table(text, &unit.name);
     let stores = plane.body.iter().any(|stmt| matches!(stmt, Stmt::Store { .. }));
-    if stores || !of_rows.is_empty() || !planes.spares.is_empty() {
-        planes.rows(text, unit, &of_rows);
+    if stores || !of_rows.is_empty() || !spares.is_empty() {
+        rows.rows(text, unit, &of_rows);
     }
     if !of_columns.is_empty() {
         text.blank();
-        planes.columns(text, unit, &of_columns);
+        columns.columns(text, unit, &of_columns);
     }
     Ok(())
 }
 
+/// What multiplies and what packs two numbers, if all factors are 16-bit floats of one dtype; a tile of the plane is one where it was
+/// rounded to it.
+fn on_tensor_cores(kernel: &Kernel, plane: &Plane) -> Option<(&'static str, &'static str)> {
+    let of = |side: &PlaneSide| kernel.bufs[side.operand.buf.0 as usize].dtype;
+    let dtype = of(&plane.ins.first()?.a);
+    let is_rounded = |out: &PlaneOut| {
+        let rounds = |stmt: &Stmt| matches!(stmt, Stmt::Map { val, op: ScalarOp::Round(to), .. } if *val == out.val && *to == dtype);
+        of(&out.with) == dtype && plane.body.iter().any(rounds)
+    };
+    let is_all =
+        plane.ins.iter().all(|one| of(&one.a) == dtype && of(&one.b) == dtype) && plane.outs.iter().all(is_rounded);
+    let pack = if dtype == DType::BF16 { "pack_bf16" } else { "pack_f16" };
+    multiplier(dtype).filter(|_| is_all).map(|multiply| (multiply, pack))
+}
+
+/// The body under the names of a launch: rows have arrays, and products are elements of arrays.
+fn named<'a>(kernel: &'a Kernel, plane: &'a Plane, dims: &'a [u64], deal: &Deal) -> Body<'a> {
+    let mut body = Body::new(kernel, dims, &plane.vals, &plane.body);
+    let is_constant =
+        |val: ValId| plane.body.iter().any(|stmt| matches!(stmt, Stmt::Const { val: own, .. } if *own == val));
+    for (at, name) in body.names.iter_mut().enumerate() {
+        let val = ValId(at as u32);
+        if plane.vals[at].rank == mdl_compiler::kernel::Rank::Row && !is_constant(val) {
+            name.push_str("[i]");
+        }
+    }
+    for at in 0..plane.ins.len() {
+        body.names[at] = format!("v{at}{}", deal.element);
+    }
+    body
+}
+
+/// What one launch computes.
 struct Planes<'a> {
     plane: &'a Plane,
     body: Body<'a>,
+    deal: Deal,
     batch: u64,
     rows: u64,
     /// Of each value, how many folds it waits for one after another.
@@ -98,8 +137,20 @@ fn summed(outs: &[&PlaneOut]) -> (u64, u64) {
     (widest.min(MOST_SUMMED).next_multiple_of(SIDE), widest.div_ceil(MOST_SUMMED).max(1))
 }
 
-fn width(out: &PlaneOut) -> u64 {
-    out.n.iter().map(|dim| dim.extent).product()
+/// The factors of a product, as they lie in memory.
+struct Factors {
+    rows: Walk,
+    columns: Walk,
+    deep_a: Walk,
+    deep_b: Walk,
+    batch_a: Walk,
+    batch_b: Walk,
+}
+
+/// Numbers along k that tensor cores are brought at once.
+fn step(one: &PlaneIn) -> u64 {
+    let k: u64 = one.k.iter().map(|dim| dim.extent).product();
+    k.next_multiple_of(16).clamp(16, 64)
 }
 
 impl Planes<'_> {
@@ -127,16 +178,21 @@ impl Planes<'_> {
     }
 
     /// Declares what both launches have: tiles in shared memory, the thread's place, where operands begin.
-    fn begin(&self, text: &mut Text, outs: &[&PlaneOut], grid: (&str, u64, u64)) {
+    fn begin(&self, text: &mut Text, unit: &Unit<'_>, outs: &[&PlaneOut], grid: (&str, u64, u64), keeps: Keeps) {
         let (ty, _) = self.ty;
         let (along, tiles, chunks) = grid;
         let wide = summed(outs).0;
         let widest = TILE.max(wide);
-        text.line(format!("__shared__ {ty} tile_a[{DEEP}][{}], tile_b[{DEEP}][{}];", TILE + 1, widest + 1));
-        if !outs.is_empty() {
-            text.line(format!("__shared__ {ty} plane[{TILE}][{}];", TILE + 1));
+        if self.deal.cores.is_some() {
+            let (a, b) = self.pieces(unit.kernel, outs, keeps);
+            text.line(format!("__shared__ __align__(16) unsigned short tile_a[{a}], tile_b[{b}];"));
+        } else {
+            text.line(format!("__shared__ {ty} tile_a[{DEEP}][{}], tile_b[{DEEP}][{}];", TILE + 1, widest + 1));
+            if !outs.is_empty() {
+                text.line(format!("__shared__ {ty} plane[{TILE}][{}];", TILE + 1));
+            }
         }
-        text.line(format!("const int y = threadIdx.x / {SIDE} * {EACH}, x = threadIdx.x % {SIDE};"));
+        self.deal.place(text);
         let position = self.body.position_type();
         text.line(format!("const {position} {along} = blockIdx.x % {tiles} * {TILE};"));
         if chunks > 1 {
@@ -152,55 +208,92 @@ impl Planes<'_> {
         for (at, out) in outs.iter().enumerate() {
             let start = sum(&self.side_batch(&out.with).offset("batch"), out.with.operand.base);
             text.line(format!("const {position} start_with{at} = {start};"));
-            text.line(format!("{ty} sum{at}[{EACH}][{}] = {{}};", wide / SIDE));
+            text.line(format!("{ty} sum{at}{} = {{}};", self.deal.sums(wide).0));
         }
         self.body.unflatten(text, "batch", 0..self.plane.batch.len());
     }
 
     /// The products of a tile, `v0[i][j]`.
-    fn products(&self, text: &mut Text, unit: &Unit<'_>, needed: &[bool]) {
-        let (ty, zero) = self.ty;
+    fn products(&self, text: &mut Text, unit: &Unit<'_>, needed: &[bool], keeps: Keeps) {
         for (at, one) in self.plane.ins.iter().enumerate().filter(|(at, _)| needed[*at]) {
-            let PlaneIn { a, b, k } = one;
-            let deep = |of: fn(&mdl_compiler::kernel::ContractDim) -> i64| {
-                Walk::new(k.iter().map(|dim| (dim.extent, of(dim))))
-            };
-            let (deep_a, deep_b) = (deep(|dim| dim.a), deep(|dim| dim.b));
-            let n = deep_a.count();
-            text.line(format!("{ty} v{at}[{EACH}][{EACH}] = {{}};"));
-            text.open(format!("for (int k0 = 0; k0 < {n}; k0 += {DEEP})"));
+            let walks = self.factors(one);
+            text.line(format!("{} v{at}{} = {{}};", self.ty.0, self.deal.array));
+            if self.deal.cores.is_some() {
+                let sides = self.sides(unit.kernel, at, &walks, keeps);
+                product_on_cores(text, &self.deal, [&sides[0], &sides[1]], step(one), &format!("v{at}"));
+                continue;
+            }
             let (start_a, start_b) = (format!("start_a{at}"), format!("start_b{at}"));
-            let staged = |name, side: &PlaneSide, start, keeps, deep: &Walk, first, text: &mut Text| {
-                Staged {
-                    name,
-                    buf: side.operand.buf.0 as usize,
-                    start,
-                    along: &self.side_along(side, keeps),
-                    deep,
-                    width: TILE,
-                    first,
-                    first_deep: "k0",
-                    end_deep: n,
-                    step_deep: DEEP,
-                }
-                .print(text, unit.kernel, zero);
+            let staged = |name, side: &PlaneSide, start, along, deep, first| Staged {
+                name,
+                buf: side.operand.buf.0 as usize,
+                start,
+                along,
+                deep,
+                width: TILE,
+                first,
+                first_deep: "k0",
+                end_deep: walks.deep_a.count(),
+                step_deep: DEEP,
             };
-            staged("tile_a", a, &start_a, Keeps::Rows, &deep_a, "r0", text);
-            staged("tile_b", b, &start_b, Keeps::Columns, &deep_b, "c0", text);
-            text.line("__syncthreads();");
-            let (x, y) = ("tile_a[k][y + i]", format!("tile_b[k][x + {SIDE} * j]"));
-            multiply(text, ty, (EACH, EACH), &format!("v{at}"), x, &y);
-            text.line("__syncthreads();");
-            text.close();
+            let a = staged("tile_a", &one.a, &start_a, &walks.rows, &walks.deep_a, "r0");
+            let b = staged("tile_b", &one.b, &start_b, &walks.columns, &walks.deep_b, "c0");
+            product_in_floats(text, unit.kernel, self.ty, [&a, &b], &format!("v{at}"));
         }
+    }
+
+    fn factors(&self, one: &PlaneIn) -> Factors {
+        Factors {
+            rows: self.side_along(&one.a, Keeps::Rows),
+            columns: self.side_along(&one.b, Keeps::Columns),
+            deep_a: Walk::new(one.k.iter().map(|dim| (dim.extent, dim.a))),
+            deep_b: Walk::new(one.k.iter().map(|dim| (dim.extent, dim.b))),
+            batch_a: self.side_batch(&one.a),
+            batch_b: self.side_batch(&one.b),
+        }
+    }
+
+    /// The factors of a product on tensor cores: what the launch keeps is on the left.
+    fn sides<'w>(&self, kernel: &Kernel, at: usize, walks: &'w Factors, keeps: Keeps) -> [Side<'w>; 2] {
+        let one = &self.plane.ins[at];
+        let shape = (TILE, step(one));
+        let names = [format!("start_a{at}"), format!("start_b{at}")];
+        let a = (&walks.rows, &walks.deep_a, &walks.batch_a);
+        let b = (&walks.columns, &walks.deep_b, &walks.batch_b);
+        let rows = Side::new(kernel, one.a.operand, a, shape, [&names[0], "r0", "k0"]);
+        let columns = Side::new(kernel, one.b.operand, b, shape, [&names[1], "c0", "k0"]);
+        if keeps == Keeps::Rows { [rows, columns] } else { [columns, rows] }
+    }
+
+    /// What a sum is with: along its columns, and along what is summed.
+    fn with(&self, out: &PlaneOut) -> (Walk, Walk, Walk) {
+        let summed_along = if out.keeps == Keeps::Rows { Keeps::Columns } else { Keeps::Rows };
+        let n = Walk::new(out.n.iter().map(|dim| (dim.extent, dim.x)));
+        (n, self.side_along(&out.with, summed_along), self.side_batch(&out.with))
+    }
+
+    /// Shared memory for the left and for the right factors, in numbers.
+    fn pieces(&self, kernel: &Kernel, outs: &[&PlaneOut], keeps: Keeps) -> (u64, u64) {
+        let (mut left, mut right) = (0, 0);
+        for (at, one) in self.plane.ins.iter().enumerate() {
+            let walks = self.factors(one);
+            let [a, b] = self.sides(kernel, at, &walks, keeps);
+            (left, right) = (left.max(a.piece()), right.max(b.piece()));
+        }
+        for out in outs {
+            let (n, along, batch) = self.with(out);
+            let side = Side::new(kernel, out.with.operand, (&n, &along, &batch), (summed(outs).0, TILE), [""; 3]);
+            right = right.max(side.piece());
+        }
+        (left, right)
     }
 
     /// A loop over a thread's rows, with the dimensions of each.
     fn each_row(&self, text: &mut Text, inside: impl FnOnce(&mut Text)) {
         let n_batch = self.plane.batch.len();
         text.line("#pragma unroll");
-        text.open(format!("for (int i = 0; i < {EACH}; i++)"));
-        text.line(format!("const {} row = r0 + y + i;", self.body.position_type()));
+        text.open(format!("for (int i = 0; i < {}; i++)", self.deal.rows));
+        text.line(format!("const {} row = r0 + {};", self.body.position_type(), self.deal.row));
         if !self.rows.is_multiple_of(TILE) {
             text.line(format!("if (row >= {}) continue;", self.rows));
         }
@@ -214,7 +307,7 @@ impl Planes<'_> {
             if let Some(val) = defined(stmt)
                 && self.body.name(val).ends_with("[i]")
             {
-                text.line(format!("{} v{}[{EACH}];", value_type(self.body.val(val).dtype), val.0));
+                text.line(format!("{} v{}[{}];", value_type(self.body.val(val).dtype), val.0, self.deal.rows));
             }
         }
     }
@@ -256,8 +349,8 @@ impl Planes<'_> {
         let strip = self.body.strip_dim().0;
         self.each_row(text, |text| {
             text.line("#pragma unroll");
-            text.open(format!("for (int j = 0; j < {EACH}; j++)"));
-            text.line(format!("const {} d{strip} = c0 + x + {SIDE} * j;", self.body.position_type()));
+            text.open(format!("for (int j = 0; j < {}; j++)", self.deal.columns));
+            text.line(format!("const {} d{strip} = c0 + {};", self.body.position_type(), self.deal.column));
             if !self.plane.columns.is_multiple_of(TILE) {
                 text.line(format!("if (d{strip} >= {}) continue;", self.plane.columns));
             }
@@ -281,8 +374,9 @@ impl Planes<'_> {
         let (tiles, (wide, chunks)) = (self.rows.div_ceil(TILE), summed(outs));
         let spares: Vec<(&Spare, bool)> = self.spares.iter().map(|spare| (spare, true)).collect();
         let bufs: Vec<usize> = (0..unit.kernel.bufs.len()).filter(|at| self.touches(*at, outs)).collect();
-        unit.open(text, "_rows", (self.batch * tiles * chunks, THREADS), &bufs, &spares);
-        self.begin(text, outs, ("r0", tiles, chunks));
+        unit.threads_at_once = self.deal.at_once;
+        unit.open(text, "_rows", (self.batch * tiles * chunks, self.deal.threads), &bufs, &spares);
+        self.begin(text, unit, outs, ("r0", tiles, chunks), Keeps::Rows);
         self.declare_rows(text);
         let last = self.folds.iter().map(|(val, _)| self.level[val.0 as usize]).max().unwrap_or(0);
         for pass in 0..last {
@@ -302,10 +396,10 @@ impl Planes<'_> {
             let (stmts, needed) = self.along(&wanted);
             for (val, kind, _) in &folds {
                 let none = neutral(*kind, self.body.val(*val).dtype);
-                text.line(format!("for (int i = 0; i < {EACH}; i++) v{}[i] = {none};", val.0));
+                text.line(format!("for (int i = 0; i < {}; i++) v{}[i] = {none};", self.deal.rows, val.0));
             }
             self.over_columns(text, &unit.name);
-            self.products(text, unit, &needed);
+            self.products(text, unit, &needed, Keeps::Rows);
             self.each_element(text, &stmts, |text| {
                 for (val, kind, from) in &folds {
                     text.line(joined(
@@ -320,8 +414,8 @@ impl Planes<'_> {
             for (val, kind, _) in &folds {
                 let fold = fold_name(*kind);
                 text.line(format!(
-                    "for (int i = 0; i < {EACH}; i++) v{0}[i] = over_lanes<{fold}, {SIDE}>(v{0}[i]);",
-                    val.0
+                    "for (int i = 0; i < {1}; i++) v{0}[i] = over_lanes<{fold}, {2}>(v{0}[i]);",
+                    val.0, self.deal.rows, self.deal.lanes
                 ));
             }
         }
@@ -333,7 +427,12 @@ impl Planes<'_> {
             self.store_sums(text, unit, outs, Keeps::Rows, (wide, chunks));
         }
         // One thread of each row stores what the row has in common.
-        text.line(if chunks > 1 { "if (x != 0 || chunk != 0) return;" } else { "if (x != 0) return;" });
+        let is_first = self.deal.is_first;
+        text.line(if chunks > 1 {
+            format!("if (!({is_first} && chunk == 0)) return;")
+        } else {
+            format!("if (!({is_first})) return;")
+        });
         self.each_row(text, |text| {
             for stmt in &self.plane.body {
                 if let Stmt::Store { buf, access, val } = stmt {
@@ -351,8 +450,9 @@ impl Planes<'_> {
         let (tiles, (wide, chunks)) = (self.plane.columns.div_ceil(TILE), summed(outs));
         let spares: Vec<(&Spare, bool)> = self.spares.iter().map(|spare| (spare, false)).collect();
         let bufs: Vec<usize> = (0..unit.kernel.bufs.len()).filter(|at| self.touches(*at, outs)).collect();
-        unit.open(text, "_columns", (self.batch * tiles * chunks, THREADS), &bufs, &spares);
-        self.begin(text, outs, ("c0", tiles, chunks));
+        unit.threads_at_once = self.deal.at_once;
+        unit.open(text, "_columns", (self.batch * tiles * chunks, self.deal.threads), &bufs, &spares);
+        self.begin(text, unit, outs, ("c0", tiles, chunks), Keeps::Columns);
         text.open(format!("for ({} r0 = 0; r0 < {}; r0 += {TILE})", self.body.position_type(), self.rows));
         if self.seen.is_some() {
             let range = format!("{}_seen[r0 / {TILE}]", unit.name);
@@ -386,7 +486,7 @@ impl Planes<'_> {
             })
     }
 
-    /// Adds a tile of the plane to the sums: through shared memory, since a sum needs what other threads have.
+    /// Adds a tile of the plane to the sums.
     fn tile_of_sums(
         &self,
         text: &mut Text,
@@ -395,48 +495,41 @@ impl Planes<'_> {
         keeps: Keeps,
         (wide, chunks): (u64, u64),
     ) {
-        let (ty, zero) = self.ty;
         let wanted: Vec<ValId> = outs.iter().map(|out| out.val).collect();
         let (stmts, needed) = self.along(&wanted);
-        self.products(text, unit, &needed);
+        self.products(text, unit, &needed, keeps);
         for at in 0..outs.len() {
-            text.line(format!("{ty} p{at}[{EACH}][{EACH}] = {{}};"));
+            text.line(format!("{} p{at}{} = {{}};", self.ty.0, self.deal.array));
         }
         self.each_element(text, &stmts, |text| {
             for (at, out) in outs.iter().enumerate() {
-                text.line(format!("p{at}[i][j] = {};", self.body.name(out.val)));
+                text.line(format!("p{at}{} = {};", self.deal.element, self.body.name(out.val)));
             }
         });
+        let first = if chunks > 1 { "chunk" } else { "0" };
         for (at, out) in outs.iter().enumerate() {
-            text.line(format!("for (int i = 0; i < {EACH}; i++)"));
-            text.line(format!("    for (int j = 0; j < {EACH}; j++) plane[y + i][x + {SIDE} * j] = p{at}[i][j];"));
-            text.open(format!("for (int s0 = 0; s0 < {TILE}; s0 += {DEEP})"));
-            let (summed_along, tile, end) = match keeps {
-                Keeps::Rows => (Keeps::Columns, "c0 + s0", self.plane.columns),
-                Keeps::Columns => (Keeps::Rows, "r0 + s0", self.rows),
-            };
-            let n = Walk::new(out.n.iter().map(|dim| (dim.extent, dim.x)));
-            Staged {
+            let (n, along, batch) = self.with(out);
+            let (start, plane, into) = (format!("start_with{at}"), format!("p{at}"), format!("sum{at}"));
+            let tile = if keeps == Keeps::Rows { "c0" } else { "r0" };
+            if self.deal.cores.is_some() {
+                let names = [&start[..], first, tile];
+                let side = Side::new(unit.kernel, out.with.operand, (&n, &along, &batch), (wide, TILE), names);
+                sum_on_cores(text, &self.deal, &plane, &side, wide, &into);
+                continue;
+            }
+            let right = Staged {
                 name: "tile_b",
                 buf: out.with.operand.buf.0 as usize,
-                start: &format!("start_with{at}"),
+                start: &start,
                 along: &n,
-                deep: &self.side_along(&out.with, summed_along),
+                deep: &along,
                 width: wide,
-                first: if chunks > 1 { "chunk" } else { "0" },
-                first_deep: tile,
-                end_deep: end,
+                first,
+                first_deep: &format!("{tile} + s0"),
+                end_deep: along.count(),
                 step_deep: TILE,
-            }
-            .print(text, unit.kernel, zero);
-            text.line("__syncthreads();");
-            let a = match keeps {
-                Keeps::Rows => "plane[y + i][s0 + k]",
-                Keeps::Columns => "plane[s0 + k][y + i]",
             };
-            multiply(text, ty, (EACH, wide / SIDE), &format!("sum{at}"), a, &format!("tile_b[k][x + {SIDE} * j]"));
-            text.line("__syncthreads();");
-            text.close();
+            sum_in_floats(text, unit.kernel, self.ty, keeps, &plane, &right, &into);
         }
     }
 
@@ -453,9 +546,10 @@ impl Planes<'_> {
             Keeps::Rows => ("r0", self.rows),
             Keeps::Columns => ("c0", self.plane.columns),
         };
+        let (_, (rows, row), (columns, column), element) = self.deal.sums(wide);
         text.line("#pragma unroll");
-        text.open(format!("for (int i = 0; i < {EACH}; i++)"));
-        text.line(format!("const {position} at = {first} + y + i;"));
+        text.open(format!("for (int i = 0; i < {rows}; i++)"));
+        text.line(format!("const {position} at = {first} + {row};"));
         if !end.is_multiple_of(TILE) {
             text.line(format!("if (at >= {end}) break;"));
         }
@@ -465,11 +559,11 @@ impl Planes<'_> {
             terms.extend(self.side_along(&out.out, keeps).offset("at"));
             terms.extend(Walk::new(out.n.iter().map(|dim| (dim.extent, dim.out))).offset("n"));
             let buf = out.out.operand.buf.0 as usize;
-            let value = stored(unit.kernel.bufs[buf].dtype, &format!("sum{number}[i][j]"));
+            let value = stored(unit.kernel.bufs[buf].dtype, &format!("sum{number}{element}"));
             text.line("#pragma unroll");
-            text.open(format!("for (int j = 0; j < {}; j++)", wide / SIDE));
+            text.open(format!("for (int j = 0; j < {columns}; j++)"));
             let start = if chunks > 1 { "chunk + " } else { "" };
-            text.line(format!("const {position} n = {start}x + {SIDE} * j;"));
+            text.line(format!("const {position} n = {start}{column};"));
             let line = format!("b{buf}[{}] = {value};", sum(&terms, out.out.operand.base));
             let bounded = n != wide * chunks || chunks > 1;
             text.line(if bounded { format!("if (n < {}) {line}", integer(n as i64)) } else { line });

@@ -165,6 +165,18 @@ __device__ inline void load_turned(unsigned (&x)[4], const void* row) {
 "#,
     ),
     (
+        &["pack_bf16"],
+        r#"
+__device__ inline unsigned pack_bf16(float low, float high) { return to_bf16(low).bits | (unsigned)to_bf16(high).bits << 16; }
+"#,
+    ),
+    (
+        &["pack_f16"],
+        r#"
+__device__ inline unsigned pack_f16(float low, float high) { return to_f16(low).bits | (unsigned)to_f16(high).bits << 16; }
+"#,
+    ),
+    (
         &["multiply_bf16"],
         r#"
 // Adds a product of 16 by 16 and 16 by 8 numbers to the sums of a warp.

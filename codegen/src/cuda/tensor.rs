@@ -22,94 +22,139 @@ const RUN: u64 = 8;
 /// Multiprocessors of a large card. A constant, so that no sum depends on the card.
 const MANY: u64 = 128;
 
-/// One operand of a product.
-struct Side<'a> {
-    operand: Operand,
-    /// `a` or `b`; the place of a block and of a warp along it, `m0` and `y`.
-    name: char,
-    first: &'static str,
+/// An operand as pieces of it come into shared memory.
+pub(super) struct Side<'a> {
+    buf: usize,
+    /// Its first number for a block; where the tile begins along it, and the piece along k.
+    start: String,
+    first: String,
+    first_deep: String,
     along: &'a Walk,
     deep: &'a Walk,
-    /// Numbers along it in a tile of a block, and of a warp.
+    /// Numbers along it, and along k, in a piece.
     tile: u64,
-    warp: u64,
+    step: u64,
     /// Lines run along k.
     is_deep: bool,
     /// 16 bytes at once.
     is_wide: bool,
 }
 
-/// A product on tensor cores.
-pub(super) struct Unit<'a> {
-    a: Side<'a>,
-    b: Side<'a>,
-    warps: u64,
-    k: u64,
-    dtype: DType,
-}
-
 impl<'a> Side<'a> {
-    fn new(
+    /// The numbers from `operand` on, in steps of `batch`, `along` and `deep`; pieces of `tile` by `step`.
+    pub(super) fn new(
         kernel: &Kernel,
-        (operand, name, first): (Operand, char, &'static str),
+        operand: Operand,
         (along, deep, batch): (&'a Walk, &'a Walk, &Walk),
-        (tile, warp): (u64, u64),
+        (tile, step): (u64, u64),
+        [start, first, first_deep]: [&str; 3],
     ) -> Side<'a> {
+        let buf = operand.buf.0 as usize;
         let aligned = |run: &Walk, other: &Walk| {
-            let len = kernel.bufs[operand.buf.0 as usize].len;
             run.runs_of(RUN)
                 && other.jumps_by(RUN)
                 && batch.jumps_by(RUN)
-                && (operand.base as u64).is_multiple_of(RUN)
-                && len.is_multiple_of(RUN)
+                && operand.base.unsigned_abs().is_multiple_of(RUN)
+                && kernel.bufs[buf].len.is_multiple_of(RUN)
         };
         let (deep_wide, along_wide) = (aligned(deep, along), aligned(along, deep));
         let is_deep = deep_wide || (!along_wide && (deep.is_run() || !along.is_run()));
-        Side { operand, name, first, along, deep, tile, warp, is_deep, is_wide: deep_wide || along_wide }
+        let [start, first, first_deep] = [start, first, first_deep].map(str::to_string);
+        Side { buf, start, first, first_deep, along, deep, tile, step, is_deep, is_wide: deep_wide || along_wide }
     }
 
     /// Numbers of a line in shared memory, and lines.
     fn line(&self) -> u64 {
-        RUN + if self.is_deep { DEEP } else { self.tile }
+        RUN + if self.is_deep { self.step } else { self.tile }
+    }
+
+    /// Numbers along k.
+    pub(super) fn depth(&self) -> u64 {
+        self.deep.count()
     }
 
     /// Numbers of a piece in shared memory.
-    fn piece(&self) -> u64 {
-        self.line() * if self.is_deep { self.tile } else { DEEP }
+    pub(super) fn piece(&self) -> u64 {
+        self.line() * if self.is_deep { self.tile } else { self.step }
     }
 
-    /// Brings piece number `piece`, which begins at `k0`.
-    fn bring(&self, text: &mut Text, threads: u64, k: u64) {
-        let Side { name, first, tile, .. } = *self;
+    /// Brings a piece to `to`.
+    pub(super) fn bring(&self, text: &mut Text, threads: u64, to: &str) {
+        let Side { tile, step, first, first_deep, .. } = self;
         let run = if self.is_wide { RUN } else { 1 };
-        let per_line = if self.is_deep { DEEP } else { tile } / run;
+        let per_line = if self.is_deep { *step } else { *tile } / run;
         let times = if run == 1 { "".into() } else { format!(" * {run}") };
         text.line("#pragma unroll");
-        text.open(format!("for (int s = threadIdx.x; s < {}; s += {threads})", tile * DEEP / run));
+        text.open(format!("for (int s = threadIdx.x; s < {}; s += {threads})", tile * step / run));
         text.line(match self.is_deep {
             true => format!("const int at = s / {per_line}, k = s % {per_line}{times};"),
             false => format!("const int k = s / {per_line}, at = s % {per_line}{times};"),
         });
-        let mut terms = vec![(1, format!("start_{name}"))];
+        let mut terms = vec![(1, self.start.clone())];
         terms.extend(self.along.offset(&format!("{first} + at")));
-        terms.extend(self.deep.offset("k0 + k"));
-        let from = format!("b{}[{}]", self.operand.buf.0, sum(&terms, 0));
+        terms.extend(self.deep.offset(&format!("{first_deep} + k")));
+        let from = format!("b{}[{}]", self.buf, sum(&terms, 0));
         let mut inside = Vec::new();
-        if !self.along.count().is_multiple_of(tile) {
-            inside.push(format!("{first} + at < {}", integer(self.along.count() as i64)));
-        }
-        if !k.is_multiple_of(DEEP) {
-            inside.push(format!("k0 + k < {}", integer(k as i64)));
+        for (walk, size, place) in
+            [(self.along, tile, format!("{first} + at")), (self.deep, step, format!("{first_deep} + k"))]
+        {
+            if !walk.count().is_multiple_of(*size) {
+                inside.push(format!("{place} < {}", integer(walk.count() as i64)));
+            }
         }
         let inside = if inside.is_empty() { "true".into() } else { inside.join(" && ") };
         let line = self.line();
         let place = if self.is_deep { format!("at * {line} + k") } else { format!("k * {line} + at") };
         text.line(match self.is_wide {
-            true => format!("copy_ahead(to_{name} + {place}, &{from}, {inside});"),
-            false => format!("to_{name}[{place}] = {inside} ? {from}.bits : 0;"),
+            true => format!("copy_ahead({to} + {place}, &{from}, {inside});"),
+            false => format!("{to}[{place}] = {inside} ? {from}.bits : 0;"),
         });
         text.close();
     }
+
+    /// Deals 16 by 16 numbers, from `at` along the left factor and `k`, to a warp: four matrices of 8 by 8, down, then along k.
+    pub(super) fn as_left(&self, into: &str, from: &str, at: &str) -> String {
+        let line = self.line();
+        match self.is_deep {
+            true => format!("load_matrices({into}, {from} + ({at} + lane % 16) * {line} + k + lane / 16 * 8);"),
+            false => {
+                format!(
+                    "load_turned({into}, {from} + (k + lane % 8 + lane / 16 * 8) * {line} + {at} + lane / 8 % 2 * 8);"
+                )
+            }
+        }
+    }
+
+    /// The same of the right factor: along k, then to the right.
+    pub(super) fn as_right(&self, into: &str, from: &str, at: &str) -> String {
+        let line = self.line();
+        match self.is_deep {
+            true => {
+                format!(
+                    "load_matrices({into}, {from} + ({at} + lane % 8 + lane / 16 * 8) * {line} + k + lane / 8 % 2 * 8);"
+                )
+            }
+            false => format!("load_turned({into}, {from} + (k + lane % 16) * {line} + {at} + lane / 16 * 8);"),
+        }
+    }
+}
+
+/// Whether tensor cores multiply numbers of this dtype, and by which function.
+pub(super) fn multiplier(dtype: DType) -> Option<&'static str> {
+    match dtype {
+        DType::BF16 => Some("multiply_bf16"),
+        DType::F16 => Some("multiply_f16"),
+        _ => None,
+    }
+}
+
+/// A contraction on tensor cores.
+pub(super) struct Unit<'a> {
+    a: Side<'a>,
+    b: Side<'a>,
+    /// Rows and columns of a warp.
+    warp: (u64, u64),
+    multiply: &'static str,
 }
 
 impl<'a> Unit<'a> {
@@ -117,39 +162,33 @@ impl<'a> Unit<'a> {
     pub(super) fn of(kernel: &Kernel, product: &'a Product<'_>) -> Option<Unit<'a>> {
         let contract = product.contract;
         let dtype = |operand: Operand| kernel.bufs[operand.buf.0 as usize].dtype;
-        let (a, b) = (dtype(contract.a), dtype(contract.b));
+        let multiply = multiplier(dtype(contract.a)).filter(|_| dtype(contract.a) == dtype(contract.b))?;
         let (m, n, k) = (product.m(), product.n(), product.k());
-        if a != b || !matches!(a, DType::BF16 | DType::F16) || m < 16 || n < 16 || k < 16 || product.batch() == 0 {
+        if m < 16 || n < 16 || k < 16 || product.batch() == 0 {
             return None;
         }
         // Large tiles read less, small ones keep more of the card busy.
         let large = product.batch() * m.div_ceil(128) * n.div_ceil(128) >= MANY;
-        let (tile, (warp_m, warp_n)) = if large { (128, (64, 32)) } else { (64, (32, 32)) };
+        let (tile, warp) = if large { (128, (64, 32)) } else { (64, (32, 32)) };
+        let side = |operand, walks, names| Side::new(kernel, operand, walks, (tile, DEEP), names);
         Some(Unit {
-            a: Side::new(
-                kernel,
-                (contract.a, 'a', "m0"),
-                (&product.rows, &product.deep_a, &product.batch_a),
-                (tile, warp_m),
-            ),
-            b: Side::new(
-                kernel,
-                (contract.b, 'b', "n0"),
-                (&product.columns, &product.deep_b, &product.batch_b),
-                (tile, warp_n),
-            ),
-            warps: tile / warp_m * (tile / warp_n),
-            k,
-            dtype: a,
+            a: side(contract.a, (&product.rows, &product.deep_a, &product.batch_a), ["start_a", "m0", "k0"]),
+            b: side(contract.b, (&product.columns, &product.deep_b, &product.batch_b), ["start_b", "n0", "k0"]),
+            warp,
+            multiply,
         })
+    }
+
+    fn threads(&self) -> u64 {
+        self.a.tile / self.warp.0 * (self.b.tile / self.warp.1) * 32
     }
 
     pub(super) fn tile(&self) -> Tile {
         Tile {
             high: self.a.tile,
             wide: self.b.tile,
-            threads: self.warps * 32,
-            each: (self.a.warp / 8, self.b.warp / 4),
+            threads: self.threads(),
+            each: (self.warp.0 / 8, self.warp.1 / 4),
             row: "y + lane / 4 + 8 * i".into(),
             column: "x + lane % 4 * 2 + j / 2 * 8 + j % 2".into(),
             sum: "sum[i / 2][j / 2][i % 2 * 2 + j % 2]".into(),
@@ -162,19 +201,19 @@ impl<'a> Unit<'a> {
     }
 
     pub(super) fn print(&self, text: &mut Text, position: &str) {
-        let Unit { a, b, .. } = self;
-        let (tm, tn) = (a.warp / 16, b.warp / 8);
-        let across = b.tile / b.warp;
-        let pieces = self.k.div_ceil(DEEP);
+        let Unit { a, b, warp, multiply } = self;
+        let (tm, tn) = (warp.0 / 16, warp.1 / 8);
+        let across = b.tile / warp.1;
+        let pieces = a.depth().div_ceil(DEEP);
+        let (size_a, size_b) = (a.piece(), b.piece());
         text.line("const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;");
-        text.line(format!("const int y = warp / {across} * {}, x = warp % {across} * {};", a.warp, b.warp));
-        text.line(format!("unsigned short *const tiles_a = tiles, *const tiles_b = tiles + {};", STAGES * a.piece()));
+        text.line(format!("const int y = warp / {across} * {}, x = warp % {across} * {};", warp.0, warp.1));
+        text.line(format!("unsigned short *const tiles_a = tiles, *const tiles_b = tiles + {};", STAGES * size_a));
         text.open("const auto bring = [&](int piece)");
         text.line(format!("const {position} k0 = piece * {DEEP};"));
-        for side in [a, b] {
-            let (name, size) = (side.name, side.piece());
+        for (side, name, size) in [(a, "a", size_a), (b, "b", size_b)] {
             text.line(format!("unsigned short *const to_{name} = tiles_{name} + piece % {STAGES} * {size};"));
-            side.bring(text, self.warps * 32, self.k);
+            side.bring(text, self.threads(), &format!("to_{name}"));
         }
         text.close_with(";");
         text.open(format!("for (int piece = 0; piece < {}; piece++)", STAGES - 1));
@@ -190,28 +229,15 @@ impl<'a> Unit<'a> {
         text.line("__syncthreads();");
         text.line(format!("if (piece + {} < {pieces}) bring(piece + {});", STAGES - 1, STAGES - 1));
         text.line("end_of_copies();");
-        for side in [a, b] {
-            let (name, size) = (side.name, side.piece());
+        for (name, size) in [("a", size_a), ("b", size_b)] {
             text.line(format!("const unsigned short *const from_{name} = tiles_{name} + piece % {STAGES} * {size};"));
         }
         text.line("#pragma unroll");
         text.open(format!("for (int k = 0; k < {DEEP}; k += 16)"));
         text.line(format!("unsigned a[{tm}][4], b[{}][4];", tn / 2));
-        // The four matrices of 8 by 8: of `a`, down, then along k; of `b`, along k, then to the right.
-        let (line_a, line_b) = (a.line(), b.line());
-        let from_a = match a.is_deep {
-            true => format!("from_a + (y + i * 16 + lane % 16) * {line_a} + k + lane / 16 * 8"),
-            false => format!("from_a + (k + lane % 8 + lane / 16 * 8) * {line_a} + y + i * 16 + lane / 8 % 2 * 8"),
-        };
-        let from_b = match b.is_deep {
-            true => format!("from_b + (x + j * 16 + lane % 8 + lane / 16 * 8) * {line_b} + k + lane / 8 % 2 * 8"),
-            false => format!("from_b + (k + lane % 16) * {line_b} + x + j * 16 + lane / 16 * 8"),
-        };
-        let load = |side: &Side<'_>| if side.is_deep { "load_matrices" } else { "load_turned" };
-        text.line(format!("for (int i = 0; i < {tm}; i++) {}(a[i], {from_a});", load(a)));
-        text.line(format!("for (int j = 0; j < {}; j++) {}(b[j], {from_b});", tn / 2, load(b)));
+        text.line(format!("for (int i = 0; i < {tm}; i++) {}", a.as_left("a[i]", "from_a", "y + i * 16")));
+        text.line(format!("for (int j = 0; j < {}; j++) {}", tn / 2, b.as_right("b[j]", "from_b", "x + j * 16")));
         text.line(format!("for (int i = 0; i < {tm}; i++)"));
-        let multiply = if self.dtype == DType::BF16 { "multiply_bf16" } else { "multiply_f16" };
         text.line(format!(
             "    for (int j = 0; j < {tn}; j++) {multiply}(sum[i][j], a[i], b[j / 2][j % 2 * 2], b[j / 2][j % 2 * 2 + 1]);"
         ));
