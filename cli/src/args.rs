@@ -101,6 +101,11 @@ pub(crate) fn command(recipe_args: &[spec::Arg]) -> Command {
                 .default_value("plan"),
         )
         .arg(flag("stage", "NAME", "The stage to print [default: the first that trains]"))
+        .arg(
+            flag("arch", "N", "The cards that ptx and sass are for: 80 is Ampere, 90 Hopper")
+                .value_parser(value_parser!(u32).range(80..=129))
+                .default_value("90"),
+        )
         .arg(flag("dump-after", "PASS", "Prints the graph after this pass instead"));
     let profile = on_recipe(
         Command::new("profile")

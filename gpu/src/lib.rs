@@ -6,8 +6,10 @@
 //! Deliberately absent: plans, training, and where anything lies in memory.
 
 mod cubin;
+mod disassemble;
 mod library;
 mod memory;
+mod moment;
 mod nvrtc;
 mod program;
 
@@ -17,7 +19,9 @@ use std::sync::Arc;
 use cudarc::driver::{result, sys};
 
 pub use cubin::{Resources, resources};
+pub use disassemble::{ptx, sass};
 pub use memory::Memory;
+pub use moment::Moment;
 pub use nvrtc::{Arch, Image, Nvrtc};
 pub use program::{Function, Graph, Program};
 

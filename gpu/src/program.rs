@@ -35,6 +35,12 @@ unsafe impl Send for Function {}
 // SAFETY: as for `Program`.
 unsafe impl Sync for Function {}
 
+impl Function {
+    pub fn shared_bytes(self) -> u32 {
+        self.shared_bytes
+    }
+}
+
 /// Launches and copies that were captured, to be run again at the same addresses.
 #[derive(Debug)]
 pub struct Graph {
@@ -109,6 +115,20 @@ impl Gpu {
             )
         }
         .map_err(failed("launching a function"))
+    }
+
+    /// How many blocks of so many threads of a function a multiprocessor works on at once.
+    pub fn blocks_at_once(&self, function: Function, threads: u32) -> Result<u32, Error> {
+        self.enter()?;
+        // SAFETY: a function of a loaded program.
+        let blocks = unsafe {
+            result::occupancy::max_active_block_per_multiprocessor(
+                function.function,
+                threads as i32,
+                function.shared_bytes as usize,
+            )
+        };
+        Ok(blocks.map_err(failed("asking for an occupancy"))?.max(0) as u32)
     }
 
     /// Copies from one address of the card to another, after all that was asked for before.

@@ -12,7 +12,7 @@ mod tensors;
 pub(crate) use card::too_large;
 pub use executable::{BuildError, Element, Executable};
 pub use mdl_codegen::Block;
-pub use peak::{copy_bytes_per_second, peak_flops};
+pub use peak::Peaks;
 pub use tensors::{Tensor, Tensors};
 
 use std::sync::Arc;

@@ -13,7 +13,7 @@ use mdl_lang::spec::TrainSpec;
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use crate::device::{Executable, Tensors, copy_bytes_per_second, peak_flops};
+use crate::device::{Executable, Peaks, Tensors};
 use crate::error::RunError;
 use crate::generate::plan_decoders;
 use crate::run::Run;
@@ -30,6 +30,20 @@ pub struct Launched {
     pub took: Duration,
 }
 
+/// What one launch takes of a card.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct OnCard {
+    pub blocks: u32,
+    pub threads: u32,
+    /// Of a thread; and its stack, which is what did not fit in registers.
+    pub registers: u32,
+    pub frame_bytes: u32,
+    /// Of a block.
+    pub shared_bytes: u64,
+    /// Blocks that a multiprocessor works on at once.
+    pub blocks_at_once: u32,
+}
+
 /// What one kernel does in a step: the medians of its launches.
 #[derive(Clone, Debug, Serialize)]
 pub struct Row {
@@ -42,6 +56,8 @@ pub struct Row {
     /// Operations and bytes of all launches together. Bytes count each buffer once, whatever stays in caches.
     pub flops: u64,
     pub bytes: u64,
+    /// Its launches on a card, which may be several.
+    pub on_card: Vec<OnCard>,
 }
 
 /// What a step did, and what the machine can do.
@@ -55,10 +71,9 @@ pub struct Profile {
     /// Of the median step, in order.
     pub launches: Vec<Launched>,
     pub threads: usize,
-    /// Of a product of two 512 × 512 matrices that stay in cache.
-    pub peak_flops: f64,
-    /// Bytes read and written each second by a copy that does not fit any cache.
-    pub peak_bytes: f64,
+    /// The card, if steps ran on one.
+    pub card: Option<String>,
+    pub peaks: Peaks,
 }
 
 impl Row {
@@ -74,8 +89,8 @@ impl Row {
 impl Profile {
     /// The seconds that this machine needs at least for a row: what its arithmetic or its bytes take at the measured peaks.
     pub fn bound(&self, row: &Row) -> f64 {
-        let arithmetic = row.flops as f64 / self.peak_flops.max(1.0);
-        arithmetic.max(row.bytes as f64 / self.peak_bytes.max(1.0)).min(row.seconds)
+        let arithmetic = row.flops as f64 / self.peaks.flops.max(1.0);
+        arithmetic.max(row.bytes as f64 / self.peaks.bytes.max(1.0)).min(row.seconds)
     }
 
     /// The median step as a Chrome trace (Perfetto opens it): one event a launch, times in microseconds.
@@ -156,8 +171,13 @@ fn measure(
         let mut launches = Vec::with_capacity(program.plan().report.launches as usize);
         let began = Instant::now();
         program.run_timed(&mut tensors, &run.cpu, &mut launches)?;
+        // A card has a clock of its own.
+        let took = match (&run.cpu.card, launches.last()) {
+            (Some(_), Some(last)) => last.began + last.took,
+            _ => began.elapsed(),
+        };
         if n >= WARM_UP {
-            seen.push((began.elapsed(), inputs, launches));
+            seen.push((took, inputs, launches));
         }
     }
     seen.sort_by_key(|(took, ..)| *took);
@@ -174,7 +194,8 @@ fn measure(
     for launch in &launches {
         let at = rows.iter().position(|row| row.kernel == launch.kernel).unwrap_or_else(|| {
             let name = program.plan().kernels[launch.kernel].name.clone();
-            rows.push(Row { kernel: launch.kernel, name, launches: 0, seconds: 0.0, flops: 0, bytes: 0 });
+            let (kernel, on_card) = (launch.kernel, Vec::new());
+            rows.push(Row { kernel, name, launches: 0, seconds: 0.0, flops: 0, bytes: 0, on_card });
             rows.len() - 1
         });
         let (row, cost) = (&mut rows[at], costs[launch.kernel]);
@@ -183,6 +204,9 @@ fn measure(
         row.flops += cost.flops;
         row.bytes += cost.bytes;
     }
+    for row in &mut rows {
+        row.on_card = program.on_card(row.kernel)?;
+    }
     rows.sort_by(|one, other| other.seconds.total_cmp(&one.seconds));
     Ok(Profile {
         rows,
@@ -190,8 +214,8 @@ fn measure(
         batch_seconds: batch.as_secs_f64(),
         launches,
         threads: run.cpu.threads(),
-        peak_flops: peak_flops(&run.cpu)
+        card: run.cpu.card.as_ref().map(|card| card.name.clone()),
+        peaks: Peaks::of(&run.cpu)
             .map_err(|error| RunError::failed(format!("measuring the peak for `{name}`"), error.to_string()))?,
-        peak_bytes: copy_bytes_per_second(&run.cpu),
     })
 }

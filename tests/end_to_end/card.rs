@@ -101,3 +101,16 @@ fn without_a_card_a_run_says_what_to_do() {
     assert_eq!(ended.status.code(), Some(3), "{said}");
     assert!(said.contains("opening the card failed: MDLC_GPU=off"), "{said}");
 }
+
+/// What `build` prints of a program that was compiled, without a card.
+#[test]
+fn ptx_is_printed_for_a_kind_of_card() {
+    if let Err(why) = mdl_gpu::Nvrtc::open() {
+        println!("nothing is compiled for a card: {why}");
+        return;
+    }
+    let flags = "--emit=ptx --arch 80 --layers 1 --width 32 --heads 2 --context 32 --precision bf16";
+    let args: Vec<&str> = ["build", "examples/shakespeare.mdl"].into_iter().chain(flags.split(' ')).collect();
+    let ptx = succeed(&args);
+    assert!(ptx.contains(".target sm_80") && ptx.contains("mma.sync.aligned.m16n8k16"), "{ptx}");
+}

@@ -17,7 +17,8 @@ use crate::load::Loaded;
 use crate::progress::print_line;
 
 /// What `--emit` takes, in the order of the compiler's road.
-pub(crate) const EMITS: [&str; 8] = ["ast", "program", "graph", "fused", "kernels", "clif", "cuda", "plan"];
+pub(crate) const EMITS: [&str; 10] =
+    ["ast", "program", "graph", "fused", "kernels", "clif", "cuda", "ptx", "sass", "plan"];
 
 pub(super) fn build(common: &Common, matches: &ArgMatches, color: bool) -> u8 {
     let loaded = match loaded(common, color) {
@@ -28,7 +29,7 @@ pub(super) fn build(common: &Common, matches: &ArgMatches, color: bool) -> u8 {
     let stage = matches.get_one::<String>("stage").map(String::as_str);
     let pass = matches.get_one::<String>("dump-after").map(String::as_str);
     let machine = Machine::here(common.threads).on(common.device);
-    match text(&loaded, &emit, stage, pass, machine, common.json) {
+    match text(&loaded, &emit, stage, pass, machine, given(matches, "arch"), common.json) {
         Ok(text) => {
             print_line(text.trim_end());
             0
@@ -60,6 +61,7 @@ fn text(
     stage: Option<&str>,
     pass: Option<&str>,
     machine: Machine,
+    arch: u32,
     as_json: bool,
 ) -> Result<String, Wrong> {
     let step = |error: StepError| match train_stage(loaded, stage) {
@@ -103,7 +105,14 @@ fn text(
                     let clif = plan.kernels.iter().map(mdl_codegen::clif).collect::<Result<Vec<_>, _>>();
                     Ok(clif.map_err(|error| error.to_string())?.concat())
                 }
-                "cuda" => Ok(mdl_codegen::cuda::program(&plan.kernels).map_err(|error| error.to_string())?.text),
+                "cuda" | "ptx" | "sass" => {
+                    let program = mdl_codegen::cuda::program(&plan.kernels).map_err(|error| error.to_string())?.text;
+                    match emit {
+                        "ptx" => Ok(mdl_gpu::ptx(&program, arch).map_err(|error| error.to_string())?),
+                        "sass" => Ok(mdl_gpu::sass(&program, arch).map_err(|error| error.to_string())?),
+                        _ => Ok(program),
+                    }
+                }
                 _ => Ok(plan.to_string()),
             }
         }

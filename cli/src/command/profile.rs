@@ -63,30 +63,32 @@ pub(super) fn run(common: &Common, matches: &ArgMatches, color: bool) -> u8 {
 
 fn print_json(profile: &Profile) {
     let step = json!({
-        "step_ms": profile.seconds * 1e3, "batch_ms": profile.batch_seconds * 1e3, "threads": profile.threads,
-        "peak_flops": profile.peak_flops, "peak_bytes_per_s": profile.peak_bytes,
+        "step_ms": profile.seconds * 1e3, "batch_ms": profile.batch_seconds * 1e3, "threads": profile.threads, "card": profile.card,
+        "peak_flops": profile.peaks.flops, "peak_bytes_per_s": profile.peaks.bytes,
     });
     print_line(&step.to_string());
     for row in &profile.rows {
         let line = json!({
             "kernel": row.kernel, "name": row.name, "launches": row.launches, "ms": row.seconds * 1e3,
             "flops_per_s": row.flops_per_second(), "bytes_per_s": row.bytes_per_second(),
-            "lost_ms": (row.seconds - profile.bound(row)) * 1e3,
+            "lost_ms": (row.seconds - profile.bound(row)) * 1e3, "on_card": row.on_card,
         });
         print_line(&line.to_string());
     }
 }
 
 fn print_table(profile: &Profile, takes: &str) {
+    let on = match &profile.card {
+        Some(card) => card.clone(),
+        None => format!("{} thread{}", profile.threads, if profile.threads == 1 { "" } else { "s" }),
+    };
     let in_kernels: f64 = profile.rows.iter().map(|row| row.seconds).sum();
     print_line(&format!(
-        "a {takes} {:.2} ms on {} thread{}, and its inputs {:.2} ms; this machine: {:.0} GFLOP/s, {:.1} GB/s",
+        "a {takes} {:.2} ms on {on}, and its inputs {:.2} ms; this machine: {:.0} GFLOP/s, {:.1} GB/s",
         profile.seconds * 1e3,
-        profile.threads,
-        if profile.threads == 1 { "" } else { "s" },
         profile.batch_seconds * 1e3,
-        profile.peak_flops / 1e9,
-        profile.peak_bytes / 1e9,
+        profile.peaks.flops / 1e9,
+        profile.peaks.bytes / 1e9,
     ));
     print_line("");
     print_line("      ms   share  launches   GFLOP/s  of peak    GB/s  of peak  lost ms  kernel");
@@ -98,9 +100,9 @@ fn print_table(profile: &Profile, takes: &str) {
             row.seconds / profile.seconds * 100.0,
             row.launches,
             flops / 1e9,
-            flops / profile.peak_flops * 100.0,
+            flops / profile.peaks.flops * 100.0,
             bytes / 1e9,
-            bytes / profile.peak_bytes * 100.0,
+            bytes / profile.peaks.bytes * 100.0,
             (row.seconds - profile.bound(row)) * 1e3,
         ));
     };
@@ -118,6 +120,7 @@ fn print_table(profile: &Profile, takes: &str) {
             seconds: small.iter().map(|row| row.seconds).sum(),
             flops: sum(|row| row.flops),
             bytes: sum(|row| row.bytes),
+            on_card: Vec::new(),
         };
         line(&rest, &format!("{} kernels of less than {}% each", small.len(), LEAST_SHARE * 100.0));
     }
@@ -126,4 +129,29 @@ fn print_table(profile: &Profile, takes: &str) {
         (profile.seconds - in_kernels) * 1e3,
         (1.0 - in_kernels / profile.seconds) * 100.0
     ));
+    print_uses(profile);
+}
+
+/// What each kernel's launches take of a card.
+fn print_uses(profile: &Profile) {
+    if profile.rows.iter().all(|row| row.on_card.is_empty()) {
+        return;
+    }
+    print_line("");
+    print_line("  blocks  threads  registers  stack B  shared KiB  blocks at once  kernel");
+    for row in &profile.rows {
+        for launch in &row.on_card {
+            print_line(&format!(
+                "{:8}  {:7}  {:9}  {:7}  {:10.1}  {:14}  k{} {}",
+                launch.blocks,
+                launch.threads,
+                launch.registers,
+                launch.frame_bytes,
+                launch.shared_bytes as f64 / 1024.0,
+                launch.blocks_at_once,
+                row.kernel,
+                row.name
+            ));
+        }
+    }
 }

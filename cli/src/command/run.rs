@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use mdl_runtime::device::{Cpu, peak_flops};
+use mdl_runtime::device::{Cpu, Peaks};
 use mdl_runtime::run::Run;
 
 use super::{fail, failed, loaded};
@@ -45,7 +45,7 @@ pub(super) fn run(common: &Common, color: bool) -> u8 {
         }
     };
     // Without a figure the share is left out.
-    let peak = if mode == Mode::Person && cpu.card.is_none() { peak_flops(&cpu).unwrap_or(0.0) } else { 0.0 };
+    let peak = if mode == Mode::Person { Peaks::flops(&cpu).unwrap_or(0.0) } else { 0.0 };
     let mut progress = Progress::new(mode, peak);
     let mut run = Run::new(&loaded.program, common.base(), common.out(), cpu, &STOP, &mut progress);
     run.seed = common.seed;

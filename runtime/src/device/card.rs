@@ -10,14 +10,16 @@ use std::sync::Arc;
 
 use mdl_codegen::cuda;
 use mdl_compiler::plan::{ALIGN_BYTES, Base, KernelId, Machine, Place, Plan, Port, SlotId, Step, Walker};
-use mdl_gpu::{Error, Function, Gpu, Graph, Memory, Program};
+use mdl_gpu::{Error, Function, Gpu, Graph, Memory, Moment, Program, Resources};
 use mdl_graph::bug;
 
 use super::executable::BuildError;
 use super::{Block, Tensors};
+use crate::profile::{Launched, OnCard as CardUse};
 
 /// One launch, its function found.
 struct Launch {
+    name: String,
     function: Function,
     blocks: u32,
     threads: u32,
@@ -30,6 +32,8 @@ pub(super) struct OnCard {
     graph: Option<(Graph, Vec<u64>)>,
     /// Of each kernel, in order.
     launches: Vec<Vec<Launch>>,
+    /// What the compiled program says of its functions.
+    resources: Vec<Resources>,
     _program: Option<Program>,
     arena: Memory,
     workspace: Memory,
@@ -59,15 +63,17 @@ impl OnCard {
             return Err(BuildError(too_large(needed, free, gpu)));
         }
         let mut program = None;
-        let mut launches = Vec::new();
+        let (mut launches, mut resources) = (Vec::new(), Vec::new());
         if printed.kernels.iter().any(|kernel| !kernel.is_empty()) {
             let image = gpu.nvrtc().compile(&printed.text, gpu.arch()).map_err(refused)?;
             let loaded = Program::load(gpu, &image).map_err(refused)?;
+            resources = mdl_gpu::resources(&image.bytes).unwrap_or_default();
             for kernel in &printed.kernels {
                 let ready = |launch: &cuda::Launch| -> Result<Launch, Error> {
                     let function = loaded.function(&launch.function, launch.shared_bytes as u32)?;
                     let (blocks, threads) = (launch.blocks as u32, launch.threads as u32);
-                    Ok(Launch { function, blocks, threads, args: launch.args.clone() })
+                    let name = launch.function.clone();
+                    Ok(Launch { name, function, blocks, threads, args: launch.args.clone() })
                 };
                 launches.push(kernel.iter().map(ready).collect::<Result<Vec<_>, _>>().map_err(refused)?);
             }
@@ -87,6 +93,7 @@ impl OnCard {
             staged_bytes,
             graph: None,
             launches,
+            resources,
             _program: program,
             arena: Memory::new(gpu, plan.arena_bytes).map_err(refused)?,
             workspace: Memory::new(gpu, printed.workspace_bytes).map_err(refused)?,
@@ -127,13 +134,30 @@ impl OnCard {
         }
     }
 
-    /// Writes the inputs, runs the plan once, reads the outputs.
+    /// What each launch of a kernel takes of the card; nothing where programs are interpreted.
+    pub(super) fn uses(&self, kernel: usize) -> Result<Vec<CardUse>, Error> {
+        let uses = self.launches[kernel].iter().filter_map(|launch| {
+            let own = self.resources.iter().find(|own| own.function == launch.name)?;
+            let blocks_at_once = match self.gpu.blocks_at_once(launch.function, launch.threads) {
+                Ok(blocks) => blocks,
+                Err(error) => return Some(Err(error)),
+            };
+            let Resources { registers, frame_bytes, shared_bytes, .. } = *own;
+            let shared_bytes = shared_bytes + u64::from(launch.function.shared_bytes());
+            let (blocks, threads) = (launch.blocks, launch.threads);
+            Some(Ok(CardUse { blocks, threads, registers, frame_bytes, shared_bytes, blocks_at_once }))
+        });
+        uses.collect()
+    }
+
+    /// Writes the inputs, runs the plan once, reads the outputs; every launch timed, if that is asked for.
     pub(super) fn step(
         &mut self,
         plan: &Plan,
         walker: &mut Walker,
         ports: &mut Block,
         tensors: &mut Tensors,
+        seen: Option<&mut Vec<Launched>>,
     ) -> Result<(), Error> {
         self.states.clear();
         for state in &plan.states {
@@ -143,7 +167,10 @@ impl OnCard {
             let bytes = &ports.bytes()[self.staged(port.slot)..][..port.size_bytes() as usize];
             self.arena.write(plan.slot(port.slot).offset, bytes)?;
         }
-        self.run(plan, walker)?;
+        match seen {
+            None => self.run(plan, walker)?,
+            Some(seen) => self.run_timed(plan, walker, seen)?,
+        }
         for state in &plan.states {
             tensors.changed_on_card(&state.name);
         }
@@ -160,13 +187,27 @@ impl OnCard {
         self.gpu.wait()
     }
 
+    /// Launch by launch, with a moment before and after each.
+    fn run_timed(&mut self, plan: &Plan, walker: &mut Walker, seen: &mut Vec<Launched>) -> Result<(), Error> {
+        let gpu = Arc::clone(&self.gpu);
+        let mut walk = Walk { card: self, moments: Some(Vec::with_capacity(plan.report.launches as usize)) };
+        walker.walk(plan, &mut walk)?;
+        let moments = walk.moments.unwrap_or_default();
+        gpu.wait()?;
+        let Some((_, first, _)) = moments.first() else { return Ok(()) };
+        for (kernel, before, after) in &moments {
+            seen.push(Launched { kernel: *kernel, began: before.since(first)?, took: after.since(before)? });
+        }
+        Ok(())
+    }
+
     fn run(&mut self, plan: &Plan, walker: &mut Walker) -> Result<(), Error> {
         if self.arena.len() < plan.arena_bytes {
             bug!("a plan of {} bytes runs in an arena of {}", plan.arena_bytes, self.arena.len());
         }
         // What a flag decides cannot be captured, and the simulator has nothing to gain.
         if self.has_flags || self.gpu.simulated {
-            return walker.walk(plan, &mut Walk { card: self });
+            return walker.walk(plan, &mut Walk { card: self, moments: None });
         }
         let mut bases = self.states.clone();
         bases.push(self.arena.address());
@@ -175,7 +216,7 @@ impl OnCard {
             Some(known) => known,
             None => {
                 let gpu = Arc::clone(&self.gpu);
-                (gpu.capture(|| walker.walk(plan, &mut Walk { card: self }))?, bases)
+                (gpu.capture(|| walker.walk(plan, &mut Walk { card: self, moments: None }))?, bases)
             }
         };
         // SAFETY: captured with these very addresses; the program is loaded as long as this lives.
@@ -214,6 +255,8 @@ fn has_flags(steps: &[Step]) -> bool {
 /// One walk over the steps.
 struct Walk<'a> {
     card: &'a mut OnCard,
+    /// Of each launch of the plan so far: its kernel, before and after.
+    moments: Option<Vec<(usize, Moment, Moment)>>,
 }
 
 impl Machine for Walk<'_> {
@@ -221,6 +264,7 @@ impl Machine for Walk<'_> {
 
     fn launch(&mut self, kernel: KernelId, args: &[Place]) -> Result<(), Error> {
         let card = &*self.card;
+        let before = self.moments.is_some().then(|| card.gpu.moment()).transpose()?;
         for launch in &card.launches[kernel.0 as usize] {
             let mut addresses = [0u64; 256];
             if launch.args.len() > addresses.len() {
@@ -236,6 +280,9 @@ impl Machine for Walk<'_> {
             unsafe {
                 card.gpu.launch(launch.function, launch.blocks, launch.threads, &addresses[..launch.args.len()])?;
             }
+        }
+        if let (Some(moments), Some(before)) = (&mut self.moments, before) {
+            moments.push((kernel.0 as usize, before, card.gpu.moment()?));
         }
         Ok(())
     }

@@ -17,7 +17,7 @@ use smallvec::SmallVec;
 use super::card::OnCard;
 use super::{Block, Cpu, Tensors};
 use crate::error::RunError;
-use crate::profile::Launched;
+use crate::profile::{self, Launched};
 
 /// Verifying goes through all launches of a step, 0.7 µs each (on 2 cores of Sapphire Rapids, 2026-11-21): 0.5 ms for 12 layers of a
 /// GPT, at most some 5 ms up to this many. A scan over a long sequence has more, and would wait longer than its step takes: tests verify
@@ -152,7 +152,7 @@ impl Executable {
     /// Runs the plan once. All of its weights and states must be in `tensors`; see [`Tensors::allocate`].
     pub fn run(&mut self, tensors: &mut Tensors, cpu: &Cpu) -> Result<(), RunError> {
         if let On::Card(card) = &mut self.on {
-            return card.step(&self.plan, &mut self.walker, &mut self.arena, tensors).map_err(on_card);
+            return card.step(&self.plan, &mut self.walker, &mut self.arena, tensors, None).map_err(on_card);
         }
         self.walk(tensors, cpu, |launches, walker, plan| {
             let Ok(()) = walker.walk(plan, launches);
@@ -162,13 +162,21 @@ impl Executable {
 
     /// The same on the processor; says of each launch when it began and how long it took.
     pub fn run_timed(&mut self, tensors: &mut Tensors, cpu: &Cpu, seen: &mut Vec<Launched>) -> Result<(), RunError> {
-        if let On::Card(_) = &self.on {
-            return Err(RunError::Usage("launches are timed on the processor only: take `--device cpu`".into()));
+        if let On::Card(card) = &mut self.on {
+            return card.step(&self.plan, &mut self.walker, &mut self.arena, tensors, Some(seen)).map_err(on_card);
         }
         self.walk(tensors, cpu, |launches, walker, plan| {
             let Ok(()) = walker.walk(plan, &mut Timed { launches, began: Instant::now(), seen });
         });
         Ok(())
+    }
+
+    /// What the launches of a kernel take of the card; nothing on the processor.
+    pub fn on_card(&self, kernel: usize) -> Result<Vec<profile::OnCard>, RunError> {
+        match &self.on {
+            On::Cpu(_) => Ok(Vec::new()),
+            On::Card(card) => card.uses(kernel).map_err(on_card),
+        }
     }
 
     fn walk(&mut self, tensors: &mut Tensors, cpu: &Cpu, go: impl FnOnce(&mut Launches<'_>, &mut Walker, &Plan)) {
