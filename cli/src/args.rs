@@ -10,7 +10,7 @@ use mdl_lang::spec;
 use mdl_runtime::device::Device;
 
 /// Commands that read a recipe, and so have its `arg`s as flags.
-pub(crate) const ON_RECIPES: [&str; 6] = ["run", "check", "build", "profile", "generate", "apply"];
+pub(crate) const ON_RECIPES: [&str; 7] = ["run", "check", "build", "profile", "generate", "apply", "export"];
 
 /// What every command on a recipe takes.
 #[derive(Clone, Debug)]
@@ -18,8 +18,7 @@ pub(crate) struct Common {
     pub(crate) recipe: PathBuf,
     pub(crate) out: Option<PathBuf>,
     pub(crate) threads: Option<usize>,
-    /// What to compute on, where that is said.
-    pub(crate) device: Option<Device>,
+    pub(crate) device: Device,
     pub(crate) seed: Option<u64>,
     pub(crate) quiet: bool,
     pub(crate) json: bool,
@@ -62,8 +61,9 @@ fn on_recipe(command: Command, recipe_args: &[spec::Arg]) -> Command {
                 .value_parser(value_parser!(u64).range(1..=1024)),
         )
         .arg(
-            flag("device", "NAME", "What to compute on: the processor, an NVIDIA card, or a card if there is one [default: the recipe's, or cpu]")
-                .value_parser(PossibleValuesParser::new(Device::NAMES)),
+            flag("device", "NAME", "What to compute on: the processor, an NVIDIA card, or a card if there is one")
+                .value_parser(PossibleValuesParser::new(Device::NAMES))
+                .default_value("cpu"),
         )
         .arg(
             flag("seed", "N", "Replaces the seed of every training stage, and of what `generate` draws")
@@ -123,7 +123,18 @@ pub(crate) fn command(recipe_args: &[spec::Arg]) -> Command {
     .arg(flag("trace", "FILE", "Writes that step as a Chrome trace, which Perfetto opens"));
     let generate = on_recipe(Command::new("generate").about("Writes text with a trained stage"), recipe_args)
         .arg(flag("stage", "NAME", "The trained stage [default: the last one that trains]"))
-        .arg(flag("prompt", "TEXT", "What the text begins with").required(true))
+        .arg(flag("prompt", "TEXT", "What the text begins with").required_unless_present("ids"))
+        .arg(
+            flag("ids", "FILE", "An .npz with rows of `input_ids` to go on from, instead of a text")
+                .value_parser(value_parser!(PathBuf))
+                .conflicts_with_all(["prompt", "stage"]),
+        )
+        .arg(
+            flag("outputs", "FILE", "Where the ids are written, an .npz with `sequences` [default: as JSON]")
+                .value_parser(value_parser!(PathBuf))
+                .requires("ids"),
+        )
+        .arg(switch("greedy", "Takes the most likely token always"))
         .arg(flag("new", "N", "How many tokens to write").value_parser(value_parser!(u64)).default_value("200"))
         .arg(weights())
         .arg(
@@ -159,6 +170,34 @@ pub(crate) fn command(recipe_args: &[spec::Arg]) -> Command {
             .required_unless_present("loss"),
     )
     .arg(switch("loss", "Prints the loss and the norm of its gradient for each weight, as JSON"));
+    let export = on_recipe(
+        Command::new("export")
+            .about("Writes the folder that a trained stage was loaded from, with what it has learned"),
+        recipe_args,
+    )
+    .arg(flag("stage", "NAME", "The trained stage [default: the last one that trains]"))
+    .arg(
+        flag("to", "DIR", "The folder to make; nothing of that name may be there")
+            .value_parser(value_parser!(PathBuf))
+            .required(true),
+    );
+    let tune = on_recipe(
+        Command::new("tune")
+            .about("Makes training steps on one batch of arrays with the model of a folder, and exports the result"),
+        recipe_args,
+    )
+    .arg(
+        flag("inputs", "FILE", "An .npz of arrays under the names of the model's arguments, labels among them")
+            .value_parser(value_parser!(PathBuf))
+            .required(true),
+    )
+    .arg(flag("optimizer", "EXPR", "Such as 'adamw(lr: 1e-3, decay: 0.0)'").required(true))
+    .arg(flag("steps", "N", "How many steps").value_parser(value_parser!(u64).range(1..)).required(true));
+    let import = on_recipe(
+        Command::new("import").about("Writes the recipe of a folder with config.json, or says what in it is not known"),
+        recipe_args,
+    )
+    .arg(flag("to", "FILE", "Where it is written [default: standard output]").value_parser(value_parser!(PathBuf)));
     let fmt = Command::new("fmt")
         .about("Formats recipes in place")
         .arg(Arg::new("FILES").required(true).num_args(1..).value_parser(value_parser!(PathBuf)).help("The .mdl files"))
@@ -173,14 +212,18 @@ pub(crate) fn command(recipe_args: &[spec::Arg]) -> Command {
         .arg(color())
         .subcommand_required(true)
         .arg_required_else_help(true)
-        .subcommands([run, check, build, profile, generate, apply, fmt, explain])
+        .subcommands([run, check, build, profile, generate, apply, export, tune, import, fmt, explain])
 }
 
 /// The recipe that a command line names: the first word after the command that is no flag and no flag's value.
 pub(crate) fn find_recipe(words: &[OsString]) -> Option<PathBuf> {
-    const VALUED: [&str; 18] = [
+    const VALUED: [&str; 22] = [
         "--inputs",
         "--outputs",
+        "--ids",
+        "--optimizer",
+        "--steps",
+        "--to",
         "--out",
         "--threads",
         "--device",
@@ -218,11 +261,6 @@ pub(crate) fn find_recipe(words: &[OsString]) -> Option<PathBuf> {
 }
 
 impl Common {
-    /// What a recipe's stages run on.
-    pub(crate) fn device(&self, program: &spec::Program) -> Device {
-        self.device.unwrap_or(program.device)
-    }
-
     pub(crate) fn of(matches: &ArgMatches, recipe_args: &[spec::Arg]) -> Common {
         let given = recipe_args.iter().filter_map(|arg| {
             let value = matches.get_one::<String>(&format!("arg:{}", arg.name))?;
@@ -237,7 +275,7 @@ impl Common {
             recipe: matches.get_one::<PathBuf>("RECIPE").cloned().unwrap_or_default(),
             out: matches.get_one::<PathBuf>("out").cloned(),
             threads: matches.get_one::<u64>("threads").map(|threads| *threads as usize),
-            device: matches.get_one::<String>("device").and_then(|name| Device::of(name)),
+            device: matches.get_one::<String>("device").and_then(|name| Device::of(name)).unwrap_or(Device::Cpu),
             seed: matches.get_one::<u64>("seed").copied(),
             quiet: matches.get_flag("quiet"),
             json: matches.get_flag("json"),

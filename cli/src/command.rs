@@ -4,10 +4,14 @@ mod apply;
 pub(crate) mod build;
 mod check;
 mod explain;
+mod export;
 mod fmt;
 mod generate;
+mod ids;
+mod import;
 mod profile;
 mod run;
+mod tune;
 
 use std::ffi::OsString;
 use std::io::{IsTerminal, Write};
@@ -54,6 +58,9 @@ pub(crate) fn main(words: Vec<OsString>) -> u8 {
         Some(("profile", matches)) => profile::run(&Common::of(matches, &recipe_args), matches, color),
         Some(("generate", matches)) => generate::generate(&Common::of(matches, &recipe_args), matches, color),
         Some(("apply", matches)) => apply::apply(&Common::of(matches, &recipe_args), matches, color),
+        Some(("tune", matches)) => tune::tune(&Common::of(matches, &recipe_args), matches, color),
+        Some(("import", matches)) => import::import(&Common::of(matches, &recipe_args), matches, color),
+        Some(("export", matches)) => export::export(&Common::of(matches, &recipe_args), matches, color),
         Some(("fmt", matches)) => fmt::fmt(matches, color),
         Some(("explain", matches)) => explain::explain(matches),
         _ => exit::USAGE,
@@ -63,11 +70,6 @@ pub(crate) fn main(words: Vec<OsString>) -> u8 {
 /// One line on standard error.
 pub(crate) fn fail(message: &str) {
     let _ = writeln!(std::io::stderr(), "error: {message}");
-}
-
-/// What is good to know, and no mistake.
-pub(crate) fn note(message: &str) {
-    let _ = writeln!(std::io::stderr(), "note: {message}");
 }
 
 /// Says why a run ended early, and gives the exit code.
@@ -127,12 +129,17 @@ fn report(diagnostics: &[Diagnostic], sources: &Sources, json: bool, color: bool
     }
 }
 
+/// All train stages, in an order in which they run.
+pub(crate) fn train_stages(loaded: &Loaded) -> impl Iterator<Item = (&Stage, &TrainSpec)> {
+    loaded.program.stages.iter().filter_map(|stage| match &stage.kind {
+        StageKind::Train(spec) => Some((stage, spec.as_ref())),
+        _ => None,
+    })
+}
+
 /// The train stage of that name, or the first.
 pub(crate) fn train_stage<'a>(loaded: &'a Loaded, name: Option<&str>) -> Result<(&'a Stage, &'a TrainSpec), String> {
-    let mut found = loaded.program.stages.iter().filter_map(|stage| match &stage.kind {
-        StageKind::Train(spec) if name.is_none_or(|name| name == stage.name) => Some((stage, spec.as_ref())),
-        _ => None,
-    });
+    let mut found = train_stages(loaded).filter(|(stage, _)| name.is_none_or(|name| name == stage.name));
     found.next().ok_or_else(|| match name {
         Some(name) => format!("the recipe has no train stage `{name}`"),
         None => "the recipe has no train stage".to_string(),

@@ -2,9 +2,10 @@
 
 use std::path::Path;
 
+use mdl_graph::Graph;
 use mdl_lang::diag::{Diagnostic, Sources};
-use mdl_lang::spec::{self, Program};
-use mdl_lang::stage::{self, Applied, Array, Asked};
+use mdl_lang::spec::{self, Program, Read};
+use mdl_lang::stage::{self, Applied, Array, Asked, Tuned};
 use mdl_lang::syntax::ast::FileId;
 
 use crate::args::Common;
@@ -50,15 +51,44 @@ pub(crate) fn check(common: &Common, cache: Option<&Path>) -> Result<Loaded, Str
 
 /// Reads a recipe, and builds what applies one of its models to arrays.
 pub(crate) fn apply(common: &Common, arrays: &[Array], asked: Asked<'_>) -> Result<(Loaded, Option<Applied>), String> {
+    direct(common, |sources, world| stage::apply(sources, MAIN, &common.given, world, arrays, asked))
+}
+
+/// Builds the step that `mdlc tune` makes on arrays.
+pub(crate) fn tune(
+    common: &Common,
+    arrays: &[Array],
+    optimizer: &str,
+    steps: u64,
+) -> Result<(Loaded, Option<Tuned>), String> {
+    direct(common, |sources, world| stage::tune(sources, MAIN, world, arrays, optimizer, steps))
+}
+
+/// Builds the graph that a folder's decoder is derived from, and what it reads.
+pub(crate) fn forward(common: &Common, length: u64) -> Result<(Loaded, Option<(Graph, Vec<Read>)>), String> {
+    direct(common, |sources, world| stage::forward(sources, MAIN, world, length))
+}
+
+/// The recipe of a folder, and the keys of its configuration that mean nothing to it.
+pub(crate) fn import(common: &Common) -> Result<(Loaded, Vec<String>), String> {
+    let (mut sources, _) = sources(&common.recipe)?;
+    let name = common.recipe.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let world = Disk::new(common.base(), None).without_weights();
+    let (unread, diagnostics) = stage::unread(&mut sources, MAIN, &world, &format!("{name}/config.json"));
+    Ok((Loaded { sources, main: MAIN, program: Program::default(), diagnostics }, unread))
+}
+
+/// Runs what asks the checker for something that is no program.
+fn direct<T>(
+    common: &Common,
+    run: impl FnOnce(&mut Sources, &Disk) -> (Option<T>, Vec<Diagnostic>),
+) -> Result<(Loaded, Option<T>), String> {
     let (mut sources, undecoded) = sources(&common.recipe)?;
-    let (applied, diagnostics) = match undecoded {
+    let (made, diagnostics) = match undecoded {
         Some(diagnostic) => (None, vec![diagnostic]),
-        None => {
-            let world = Disk::new(common.base(), Some(common.out().join("cache")));
-            stage::apply(&mut sources, MAIN, &common.given, &world, arrays, asked)
-        }
+        None => run(&mut sources, &Disk::new(common.base(), Some(common.out().join("cache")))),
     };
-    Ok((Loaded { sources, main: MAIN, program: Program::default(), diagnostics }, applied))
+    Ok((Loaded { sources, main: MAIN, program: Program::default(), diagnostics }, made))
 }
 
 /// The text of a recipe; of a folder with a published model, the recipe that uses it. Also what is wrong with its characters.
@@ -86,6 +116,6 @@ fn sources(path: &Path) -> Result<(Sources, Option<Diagnostic>), String> {
 }
 
 /// The recipe of a folder with a published model.
-fn of_folder(name: &str) -> String {
+pub(crate) fn of_folder(name: &str) -> String {
     format!("use std.models.pretrained\nmodel net = pretrained({name:?})\n")
 }

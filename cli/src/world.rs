@@ -11,11 +11,17 @@ pub(crate) struct Disk {
     base: PathBuf,
     /// Where prepared data is kept, if anywhere.
     cache: Option<PathBuf>,
+    reads_weights: bool,
 }
 
 impl Disk {
     pub(crate) fn new(base: PathBuf, cache: Option<PathBuf>) -> Disk {
-        Disk { base, cache }
+        Disk { base, cache, reads_weights: true }
+    }
+
+    /// The same where weights are not looked at: for recipes whose weights need not be there.
+    pub(crate) fn without_weights(self) -> Disk {
+        Disk { reads_weights: false, ..self }
     }
 }
 
@@ -37,9 +43,12 @@ impl World for Disk {
         }
     }
 
-    fn tensors(&self, from: &str, dir: &str) -> Result<FileTensors, Problem> {
+    fn tensors(&self, from: &str, dir: &str) -> Result<Option<FileTensors>, Problem> {
+        if !self.reads_weights {
+            return Ok(None);
+        }
         let folder = Path::new(from).parent().unwrap_or(Path::new("")).join(dir);
-        mdl_runtime::weights::headers(&folder, dir).map_err(told)
+        mdl_runtime::weights::headers(&folder, dir).map(Some).map_err(told)
     }
 }
 

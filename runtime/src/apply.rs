@@ -82,7 +82,8 @@ fn places(axes: &[Name], port: &Port) -> Vec<usize> {
     })
 }
 
-fn write(array: &Array, axes: &[Name], port: &Port, to: &mut [u8]) -> Result<(), RunError> {
+/// Writes an array, whose axes are these, in the order of a port.
+pub(crate) fn write(array: &Array, axes: &[Name], port: &Port, to: &mut [u8]) -> Result<(), RunError> {
     for (at, place) in places(axes, port).into_iter().enumerate() {
         match port.dtype {
             DType::Bool => to[place] = u8::from(array.int(at) != 0),

@@ -22,6 +22,7 @@ use crate::device::Tensor;
 use crate::error::RunError;
 
 pub use header::{Header, read_header};
+pub(crate) use values::take;
 
 /// A folder or file of weights that cannot be read.
 pub(crate) const UNREADABLE: &str = "E0405";

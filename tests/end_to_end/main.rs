@@ -6,6 +6,7 @@ mod full_disk;
 mod interrupted;
 mod memory;
 mod misuse;
+mod published;
 mod stages;
 mod witness;
 

@@ -36,7 +36,7 @@ pub(super) fn apply(common: &Common, matches: &ArgMatches, color: bool) -> u8 {
     report(&loaded.diagnostics, &loaded.sources, common.json, color);
     let Some(applied) = applied else { return exit::WRONG };
     let run = || -> Result<(), RunError> {
-        let cpu = Cpu::new(common.threads)?.on(common.device(&loaded.program))?;
+        let cpu = Cpu::new(common.threads)?.on(common.device)?;
         let outcome = apply::apply(&applied, &arrays, &common.base(), &common.out(), &cpu)?;
         if matches.contains_id("outputs") {
             npz::write(&path(matches, "outputs"), &outcome.results)?;
@@ -56,12 +56,13 @@ pub(super) fn apply(common: &Common, matches: &ArgMatches, color: bool) -> u8 {
     }
 }
 
-fn path(matches: &ArgMatches, name: &str) -> PathBuf {
+/// The file that a flag names.
+pub(super) fn path(matches: &ArgMatches, name: &str) -> PathBuf {
     matches.get_one::<PathBuf>(name).cloned().unwrap_or_default()
 }
 
 /// What the checker is told of arrays.
-fn described(arrays: &[npz::Array]) -> Vec<Array> {
+pub(super) fn described(arrays: &[npz::Array]) -> Vec<Array> {
     let described = arrays.iter().map(|array| Array {
         name: array.name.clone(),
         kind: match array.kind {

@@ -17,6 +17,15 @@ use crate::load::Loaded;
 use crate::progress::print_line;
 
 pub(super) fn generate(common: &Common, matches: &ArgMatches, color: bool) -> u8 {
+    if matches.contains_id("ids") {
+        return super::ids::generate(common, matches, color);
+    }
+    if common.recipe.is_dir() {
+        let why =
+            "a folder's model goes on with ids, `--ids FILE`; with text it does in a recipe that names its tokenizer";
+        super::fail(why);
+        return crate::exit::USAGE;
+    }
     let loaded = match loaded(common, color) {
         Ok(loaded) => loaded,
         Err(code) => return code,
@@ -44,7 +53,7 @@ fn write(common: &Common, matches: &ArgMatches, loaded: &Loaded) -> Result<(), R
     if prompt.is_empty() {
         return Err(RunError::Usage("the prompt is empty; the model needs a token to begin with".to_string()));
     }
-    let cpu = Cpu::new(common.threads)?.on(common.device(&loaded.program))?;
+    let cpu = Cpu::new(common.threads)?.on(common.device)?;
     let mut generator = Generator::new(forward, &train::orders(spec), given(matches, "weights"), &cpu)?;
     let mut tensors = Tensors::new();
     generator.allocate(&mut tensors);
@@ -61,12 +70,7 @@ fn write(common: &Common, matches: &ArgMatches, loaded: &Loaded) -> Result<(), R
         return Err(RunError::failed(format!("writing text with `{stage}`"), why));
     };
     generator.load(&mut tensors, &cpu, |tensors| train::load_weights(&found, spec, tensors))?;
-    let choice = Choice {
-        temperature: given(matches, "temperature"),
-        top_k: given::<u64>(matches, "top-k") as usize,
-        top_p: given(matches, "top-p"),
-        seed: common.seed.unwrap_or(0),
-    };
+    let choice = choice(common, matches);
     let mut out = std::io::stdout();
     let begin = given::<String>(matches, "prompt");
     if !common.json {
@@ -90,6 +94,16 @@ fn write(common: &Common, matches: &ArgMatches, loaded: &Loaded) -> Result<(), R
         let _ = writeln!(out);
     }
     Ok(())
+}
+
+/// How tokens are chosen.
+pub(super) fn choice(common: &Common, matches: &ArgMatches) -> Choice {
+    Choice {
+        temperature: if matches.get_flag("greedy") { 0.0 } else { given(matches, "temperature") },
+        top_k: given::<u64>(matches, "top-k") as usize,
+        top_p: given(matches, "top-p"),
+        seed: common.seed.unwrap_or(0),
+    }
 }
 
 fn trained<'a>(loaded: &'a Loaded, name: Option<&str>) -> Result<(&'a str, &'a TrainSpec), RunError> {

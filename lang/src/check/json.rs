@@ -153,6 +153,27 @@ impl Elaborator<'_> {
         Err(self.fail(Diagnostic::error(Code::E0216, message).label(span, "asked for here").help(help)))
     }
 
+    /// A mistake at a place that speaks of a key of a file also says what the file has there: `n_embd` may be -16.
+    pub(super) fn told_of_json(&self, diagnostic: Diagnostic) -> Diagnostic {
+        let Some(label) = diagnostic.labels.first().filter(|_| diagnostic.help.is_none()) else { return diagnostic };
+        let text = self.sources.slice(label.span);
+        let is_part = |c: char| c.is_alphanumeric() || c == '_';
+        for word in text.split(|c| !is_part(c)).filter(|word| !word.is_empty()) {
+            for object in self.jsons.objects.values().filter(|object| object.read.borrow().contains(word)) {
+                let value = object.fields.iter().find(|(name, _)| &**name == word).map(|(_, value)| value);
+                let said = match value {
+                    Some(value @ (Value::Int(_) | Value::Float(_) | Value::Bool(_) | Value::Str(_))) => {
+                        super::types::show(value)
+                    }
+                    _ => continue,
+                };
+                let help = format!("`{}` has `{}{word}`: {said}", object.file, object.prefix);
+                return diagnostic.help(help);
+            }
+        }
+        diagnostic
+    }
+
     /// The keys of a JSON file that were read by nobody, in order.
     pub fn unread_keys(&self, path: &str) -> Vec<String> {
         let mut keys = Vec::new();

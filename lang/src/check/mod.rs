@@ -114,7 +114,7 @@ pub struct Elaborator<'w> {
     arg_values: HashMap<(usize, String), Rc<crate::syntax::ast::Expr>>,
     evaluating: Vec<(usize, String)>,
     /// What folders of weights hold, as far as they were asked for; `None` when that was a mistake.
-    file_tensors: HashMap<String, Option<Rc<FileTensors>>>,
+    file_tensors: HashMap<String, Option<Option<Rc<FileTensors>>>>,
     jsons: json::Jsons,
 
     // What is being evaluated.

@@ -6,6 +6,8 @@
 
 use std::rc::Rc;
 
+use mdl_graph::Name;
+
 use super::Elaborator;
 use super::value::{Eval, Layer, LayerKind, Stop, StoredId, Value};
 use crate::diag::{Code, Diagnostic, nearest};
@@ -36,12 +38,49 @@ pub(super) struct Template(Vec<Part>);
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Part {
     Text(String),
-    Hole(String),
+    /// `{layer}`, `{2 * layer + 1}`: an index times one number and another number more.
+    Hole {
+        name: String,
+        times: u64,
+        more: u64,
+    },
+}
+
+/// The sizes of axes that a name may count with.
+type Sizes<'s> = &'s dyn Fn(&str) -> Option<u64>;
+
+/// A sum in braces: numbers, `size[dense]`, and one index with or without a factor.
+fn hole(text: &str, sizes: Sizes<'_>) -> Option<Part> {
+    let number = |text: &str| {
+        let axis = text.strip_prefix("size[").and_then(|text| text.strip_suffix(']'));
+        axis.map_or_else(|| text.parse().ok(), |axis| sizes(axis.trim()))
+    };
+    let (mut index, mut more) = (None, 0u64);
+    for term in text.split('+').map(str::trim) {
+        if let Some(number) = number(term) {
+            more = more.checked_add(number)?;
+            continue;
+        }
+        let (times, name) = match term.split_once('*') {
+            Some((a, b)) => match (number(a.trim()), number(b.trim())) {
+                (Some(times), None) => (times, b.trim()),
+                (None, Some(times)) => (times, a.trim()),
+                _ => return None,
+            },
+            None => (1, term),
+        };
+        let is_name = !name.is_empty() && name.chars().all(|c| c.is_alphanumeric() || c == '_');
+        if !is_name || index.replace((name.to_string(), times)).is_some() {
+            return None;
+        }
+    }
+    let (name, times) = index?;
+    Some(Part::Hole { name, times, more })
 }
 
 impl Template {
     /// All ways to read a name in which `[…]` may be left out; with it first.
-    fn parse(text: &str) -> Result<Vec<Template>, &'static str> {
+    fn parse(text: &str, sizes: Sizes<'_>) -> Result<Vec<Template>, &'static str> {
         let mut out = vec![Template::default()];
         let mut rest = text;
         while let Some(at) = rest.find(['[', '{', ']', '}']) {
@@ -52,12 +91,21 @@ impl Template {
                 "{" => ('}', "`{` is not closed by `}`"),
                 _ => return Err("this closes nothing"),
             };
-            let Some(end) = after.find(close) else { return Err(message) };
+            // What stands in braces has brackets of its own.
+            let mut in_braces = false;
+            let end = after.char_indices().find(|(_, c)| {
+                in_braces = close == ']' && (in_braces || *c == '{') && *c != '}';
+                !in_braces && *c == close
+            });
+            let Some((end, _)) = end else { return Err(message) };
             let inside = &after[1..end];
             if close == '}' {
-                out.iter_mut().for_each(|template| template.0.push(Part::Hole(inside.to_string())));
+                let Some(hole) = hole(inside, sizes) else {
+                    return Err("in braces stands an index, such as `layer`, `layer + 1` or `layer + size[dense]`");
+                };
+                out.iter_mut().for_each(|template| template.0.push(hole.clone()));
             } else {
-                let inner = Template::parse(inside)?;
+                let inner = Template::parse(inside, sizes)?;
                 let with = inner.iter().flat_map(|inner| out.iter().map(|template| template.then(inner)));
                 out = with.chain(out.iter().cloned()).collect();
             }
@@ -80,7 +128,7 @@ impl Template {
         for part in &other.0 {
             match part {
                 Part::Text(text) => out.push_text(text),
-                hole @ Part::Hole(_) => out.0.push(hole.clone()),
+                hole @ Part::Hole { .. } => out.0.push(hole.clone()),
             }
         }
         out
@@ -92,8 +140,8 @@ impl Template {
         for part in &self.0 {
             match part {
                 Part::Text(text) => out.push_text(text),
-                Part::Hole(name) => match bound.iter().find(|(known, _)| known == name) {
-                    Some((_, number)) => out.push_text(&number.to_string()),
+                Part::Hole { name, times, more } => match bound.iter().find(|(known, _)| known == name) {
+                    Some((_, number)) => out.push_text(&(times * number + more).to_string()),
                     None => out.0.push(part.clone()),
                 },
             }
@@ -103,7 +151,7 @@ impl Template {
 
     pub(super) fn holes(&self) -> impl Iterator<Item = &str> {
         self.0.iter().filter_map(|part| match part {
-            Part::Hole(name) => Some(name.as_str()),
+            Part::Hole { name, .. } => Some(name.as_str()),
             Part::Text(_) => None,
         })
     }
@@ -111,7 +159,7 @@ impl Template {
     pub(super) fn text(&self) -> String {
         let parts = self.0.iter().map(|part| match part {
             Part::Text(text) => text.clone(),
-            Part::Hole(name) => format!("{{{name}}}"),
+            Part::Hole { name, .. } => format!("{{{name}}}"),
         });
         parts.collect()
     }
@@ -122,7 +170,7 @@ impl Template {
             match parts {
                 [] => name.is_empty(),
                 [Part::Text(text), rest @ ..] => name.strip_prefix(text.as_str()).is_some_and(|name| go(rest, name)),
-                [Part::Hole(_), rest @ ..] => {
+                [Part::Hole { .. }, rest @ ..] => {
                     let digits = name.bytes().take_while(u8::is_ascii_digit).count();
                     (1..=digits).rev().any(|n| go(rest, &name[n..]))
                 }
@@ -168,7 +216,8 @@ impl Elaborator<'_> {
 
     fn name_layer(&mut self, layer: &Layer, names: &ast::Names, prefixes: &[Template], out: &mut Naming) -> Eval<()> {
         for row in &names.rows {
-            let own = match Template::parse(&row.tensor.text) {
+            let sizes = |axis: &str| layer.data.env.frame.axes.borrow().get(&Name::from(axis)).copied();
+            let own = match Template::parse(&row.tensor.text, &sizes) {
                 Ok(own) => own,
                 Err(message) => {
                     return Err(self.error(Code::E0407, message, row.tensor.span, "a name in files"));
@@ -308,19 +357,28 @@ mod tests {
 
     #[test]
     fn parts_in_brackets_may_be_left_out() {
+        let none = |_: &str| None;
         let texts = |text: &str| -> Vec<String> {
-            Template::parse(text).unwrap_or_default().iter().map(Template::text).collect()
+            Template::parse(text, &none).unwrap_or_default().iter().map(Template::text).collect()
         };
         assert_eq!(texts("[transformer.]h.{layer}"), ["transformer.h.{layer}", "h.{layer}"]);
         assert_eq!(texts("a"), ["a"]);
-        assert!(Template::parse("[a").is_err() && Template::parse("a]").is_err() && Template::parse("{a").is_err());
+        for wrong in ["[a", "a]", "{a", "{}", "{a b}", "{a + b}", "{size[x]}"] {
+            assert!(Template::parse(wrong, &none).is_err(), "{wrong}");
+        }
     }
 
     #[test]
     fn a_place_takes_a_whole_number() {
-        let template = &Template::parse("h.{layer}.attn.bias").unwrap_or_default()[0];
+        let none = |_: &str| None;
+        let template = &Template::parse("h.{layer}.attn.bias", &none).unwrap_or_default()[0];
         assert!(template.matches("h.12.attn.bias"));
         assert!(!template.matches("h..attn.bias") && !template.matches("h.1.attn.bias2"));
         assert_eq!(template.fill(&[("layer".to_string(), 3)]).text(), "h.3.attn.bias");
+        let sizes = |axis: &str| (axis == "dense").then_some(4);
+        let filled =
+            |text: &str| Template::parse(text, &sizes).unwrap_or_default()[0].fill(&[("layer".to_string(), 3)]).text();
+        assert_eq!(filled("[h.{layer + size[dense]}].w"), "h.7.w");
+        assert_eq!(filled("h.{2 * layer + 1}.w"), "h.7.w");
     }
 }

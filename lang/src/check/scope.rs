@@ -24,7 +24,7 @@ pub(super) fn untwinned(name: &Name) -> Name {
 impl Elaborator<'_> {
     /// Pushes a diagnostic, unless the very same is there. One inside the library also points at the recipe.
     pub(super) fn push(&mut self, diagnostic: Diagnostic) {
-        let diagnostic = self.told_outside(diagnostic);
+        let diagnostic = self.told_outside(self.told_of_json(diagnostic));
         let known = |known: &Diagnostic| {
             known.code == diagnostic.code
                 && known.message == diagnostic.message

@@ -66,20 +66,21 @@ pub(super) fn load(elab: &mut Elaborator<'_>, call: &mut Call<'_>) -> Eval<Value
             return Err(elab.error(Code::E0209, message, span, format!("this is {}", other.kind())));
         }
     };
-    let files = elab.file_tensors(dir, dir_span)?;
-    elab.load_from(layer, &files, dir, names, span)?;
+    if let Some(files) = elab.file_tensors(dir, dir_span)? {
+        elab.load_from(layer, &files, dir, names, span)?;
+    }
     Ok(model)
 }
 
 impl Elaborator<'_> {
     /// What the files of a folder hold; asked for once.
-    fn file_tensors(&mut self, dir: &str, span: Span) -> Eval<Rc<FileTensors>> {
+    fn file_tensors(&mut self, dir: &str, span: Span) -> Eval<Option<Rc<FileTensors>>> {
         if let Some(known) = self.file_tensors.get(dir) {
             return known.clone().ok_or(Stop);
         }
         let found = self.world.tensors(&self.recipe_path(), dir);
         let known = match found {
-            Ok(tensors) => Some(Rc::new(tensors)),
+            Ok(tensors) => Some(tensors.map(Rc::new)),
             Err(problem) => {
                 let diagnostic = Diagnostic::error(Code::E0405, problem.message).label(span, "loaded here");
                 self.push(match problem.help {

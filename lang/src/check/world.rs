@@ -18,8 +18,9 @@ pub trait World {
     /// What batches of the data hold. Reads the data as far as that needs, at most once for equal specs.
     fn data_facts(&self, spec: &DataSpec) -> Result<DataFacts, Vec<Problem>>;
 
-    /// What the safetensors files of a folder hold, which `from` calls `dir`: names, shapes, places, no values.
-    fn tensors(&self, _from: &str, dir: &str) -> Result<FileTensors, Problem> {
+    /// What the safetensors files of a folder hold, which `from` calls `dir`: names, shapes, places, no values. `None` where
+    /// only the recipe is of interest, and not whether its weights are there.
+    fn tensors(&self, _from: &str, dir: &str) -> Result<Option<FileTensors>, Problem> {
         let message = format!("there is no folder `{dir}` here");
         Err(Problem { code: "E0405".to_string(), message, help: None, span: None })
     }

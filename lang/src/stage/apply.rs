@@ -112,7 +112,7 @@ impl Context<'_> {
     }
 
     /// The stage or model that is meant, and where it stands.
-    fn model_asked(&mut self, file: &ast::File, stage: Option<&str>) -> Option<(String, Span)> {
+    pub(super) fn model_asked(&mut self, file: &ast::File, stage: Option<&str>) -> Option<(String, Span)> {
         let place = |name: &str| {
             let item = file.items.iter().find(|item| item.name().is_some_and(|known| known.text == name));
             item.and_then(|item| item.name()).map_or(Span::default(), |name| name.span)
@@ -139,7 +139,12 @@ impl Context<'_> {
     }
 
     /// The arrays as arguments: inputs of the graph.
-    fn arguments(&mut self, def: &FnDef, arrays: &[Array], span: Span) -> Option<(Args, Vec<(String, Vec<Name>)>)> {
+    pub(super) fn arguments(
+        &mut self,
+        def: &FnDef,
+        arrays: &[Array],
+        span: Span,
+    ) -> Option<(Args, Vec<(String, Vec<Name>)>)> {
         let mut args = Args::default();
         let mut inputs = Vec::new();
         let mut sizes: Vec<(Name, u64, String)> = Vec::new();
@@ -270,6 +275,13 @@ impl Context<'_> {
         }
         Some(names)
     }
+}
+
+/// What a function takes as a parameter.
+pub(super) fn dtype_of(def: &FnDef, name: &str) -> Option<DType> {
+    let is_it = |param: &&ast::Param| matches!(&param.pattern.kind, PatternKind::Name(known) if known == name);
+    let param = def.params.iter().flatten().find(is_it)?;
+    tensor_type(param.ty.as_ref()).map(|(dtype, _)| dtype)
 }
 
 /// What a function returned, by name.

@@ -8,6 +8,7 @@ mod apply;
 mod args;
 mod context;
 mod data;
+mod direct;
 mod eval;
 mod fields;
 mod manual;
@@ -24,6 +25,7 @@ mod train;
 
 pub use apply::{Applied, Array, ArrayKind, Asked, apply};
 pub use args::args_of;
+pub use direct::{Tuned, forward, tune, unread};
 pub use manual::{manual, manuals};
 pub use schema::{FieldRow, FunctionRow, KindRow, Need, Takes, fields, kind, kinds};
 
@@ -59,7 +61,7 @@ pub fn check(
 impl Context<'_> {
     /// Reads every block in an order in which they can be run; also gives the recipe's items.
     fn stages(&mut self) -> (Program, Rc<ast::File>) {
-        let mut program = Program { args: self.args(), ..Program::default() };
+        let mut program = Program { args: self.args(), stages: Vec::new() };
         let file = self.file();
         let blocks = self.blocks(&file);
         for block in blocks.iter().filter(|block| block.kind.name == "data") {
@@ -75,7 +77,6 @@ impl Context<'_> {
                 program.stages.push(block.stage(needs, StageKind::Train(Box::new(spec))));
             }
         }
-        program.device = self.device.map(|(device, _)| device).unwrap_or_default();
         self.models(&file, true);
         for block in blocks.iter().filter(|block| block.kind.name == "eval") {
             if let Some((needs, spec)) = self.eval(block) {

@@ -30,14 +30,14 @@ impl World for FakeWorld {
     }
 
     /// The folder `tiny` has one matrix.
-    fn tensors(&self, _: &str, dir: &str) -> Result<FileTensors, Problem> {
+    fn tensors(&self, _: &str, dir: &str) -> Result<Option<FileTensors>, Problem> {
         if dir != "tiny" {
             let message = format!("there is no folder {dir}");
             return Err(Problem { code: "E0405".to_owned(), message, help: None, span: None });
         }
         let (name, shape) = ("linear.weight".to_owned(), vec![2, 4]);
         let tensor = FileTensor { name, file: 0, dtype: FileType::F32, shape, bytes: 64..96 };
-        Ok(FileTensors { files: vec!["tiny/model.safetensors".to_owned()], tensors: vec![tensor] })
+        Ok(Some(FileTensors { files: vec!["tiny/model.safetensors".to_owned()], tensors: vec![tensor] }))
     }
 
     fn data_facts(&self, spec: &DataSpec) -> Result<DataFacts, Vec<Problem>> {

@@ -38,6 +38,59 @@ pub(super) fn put(piece: &Piece, bytes: &[u8], tensor: &mut Tensor) -> Result<()
     }
 }
 
+/// Writes a weight over what a tensor of a file holds of it; elements that are the same already keep their bytes.
+pub(crate) fn take(piece: &Piece, tensor: &Tensor, bytes: &mut [u8]) -> Result<(), String> {
+    let sizes: Vec<u64> = tensor.axes.iter().map(|axis| axis.size).collect();
+    let own = tensor.data.bytes();
+    let mut result = Ok(());
+    let is_float = piece.dtype.is_float();
+    if !matches!((tensor.dtype, is_float), (DType::F32, true) | (DType::I32, false)) {
+        return Err(format!("is {} and becomes {}", piece.dtype.name(), tensor.dtype));
+    }
+    each(
+        piece,
+        &sizes,
+        |from| from,
+        |to, from| {
+            let is_same = match is_float {
+                true => float_at(piece.dtype, bytes, from) == f32::from_le_bytes(word(own, to)),
+                false => int_at(piece.dtype, bytes, from) == i64::from(i32::from_le_bytes(word(own, to))),
+            };
+            if !is_same {
+                result = put_one(piece.dtype, bytes, from, word(own, to), tensor.dtype);
+            }
+            result.is_err()
+        },
+    );
+    result
+}
+
+/// Writes one element in the type of a file, rounded to the nearest.
+fn put_one(to: FileType, bytes: &mut [u8], at: usize, value: [u8; 4], dtype: DType) -> Result<(), String> {
+    let mut put = |word: &[u8]| bytes[at * word.len()..][..word.len()].copy_from_slice(word);
+    if dtype == DType::F32 {
+        let value = f32::from_le_bytes(value);
+        match to {
+            FileType::F32 => put(&value.to_le_bytes()),
+            FileType::F64 => put(&f64::from(value).to_le_bytes()),
+            FileType::BF16 => put(&bf16::from_f32(value).to_le_bytes()),
+            FileType::F16 if f16::from_f32(value).is_infinite() && value.is_finite() => {
+                return Err(format!("would hold {value}, which is beyond F16"));
+            }
+            FileType::F16 => put(&f16::from_f32(value).to_le_bytes()),
+            other => return Err(format!("is {}, which trained weights are not written as", other.name())),
+        }
+    } else {
+        let value = i32::from_le_bytes(value);
+        match to {
+            FileType::I32 => put(&value.to_le_bytes()),
+            FileType::I64 => put(&i64::from(value).to_le_bytes()),
+            other => return Err(format!("is {}, which trained states are not written as", other.name())),
+        }
+    }
+    Ok(())
+}
+
 /// Whether the weight has these values.
 pub(super) fn is_same(piece: &Piece, bytes: &[u8], tensor: &Tensor) -> Result<bool, String> {
     let sizes: Vec<u64> = tensor.axes.iter().map(|axis| axis.size).collect();
@@ -58,15 +111,10 @@ fn floats(
     sizes: &[u64],
     see: impl FnMut(usize, f32) -> bool,
 ) -> Result<Option<u64>, String> {
-    Ok(match piece.dtype {
-        FileType::F32 => each(piece, sizes, |at| f32::from_le_bytes(word(bytes, at)), see),
-        FileType::BF16 => each(piece, sizes, |at| bf16::from_le_bytes(word(bytes, at)).to_f32(), see),
-        FileType::F16 => each(piece, sizes, |at| f16::from_le_bytes(word(bytes, at)).to_f32(), see),
-        FileType::F64 => each(piece, sizes, |at| f64::from_le_bytes(word(bytes, at)) as f32, see),
-        FileType::F8E5M2 => each(piece, sizes, |at| f16::from_bits(u16::from(bytes[at]) << 8).to_f32(), see),
-        FileType::F8E4M3 => each(piece, sizes, |at| from_e4m3(bytes[at]), see),
-        other => return Err(format!("is {} and no float", other.name())),
-    })
+    if !piece.dtype.is_float() {
+        return Err(format!("is {} and no float", piece.dtype.name()));
+    }
+    Ok(each(piece, sizes, |at| float_at(piece.dtype, bytes, at), see))
 }
 
 fn ints(
@@ -75,19 +123,38 @@ fn ints(
     sizes: &[u64],
     see: impl FnMut(usize, i64) -> bool,
 ) -> Result<Option<u64>, String> {
-    Ok(match piece.dtype {
-        FileType::Bool | FileType::U8 => each(piece, sizes, |at| i64::from(bytes[at]), see),
-        FileType::I8 => each(piece, sizes, |at| i64::from(bytes[at] as i8), see),
-        FileType::I16 => each(piece, sizes, |at| i64::from(i16::from_le_bytes(word(bytes, at))), see),
-        FileType::U16 => each(piece, sizes, |at| i64::from(u16::from_le_bytes(word(bytes, at))), see),
-        FileType::I32 => each(piece, sizes, |at| i64::from(i32::from_le_bytes(word(bytes, at))), see),
-        FileType::U32 => each(piece, sizes, |at| i64::from(u32::from_le_bytes(word(bytes, at))), see),
-        FileType::I64 => each(piece, sizes, |at| i64::from_le_bytes(word(bytes, at)), see),
-        FileType::U64 => {
-            each(piece, sizes, |at| i64::try_from(u64::from_le_bytes(word(bytes, at))).unwrap_or(i64::MAX), see)
-        }
-        other => return Err(format!("is {} and no integer", other.name())),
-    })
+    if piece.dtype.is_float() {
+        return Err(format!("is {} and no integer", piece.dtype.name()));
+    }
+    Ok(each(piece, sizes, |at| int_at(piece.dtype, bytes, at), see))
+}
+
+/// An element of a tensor of floats.
+fn float_at(dtype: FileType, bytes: &[u8], at: usize) -> f32 {
+    match dtype {
+        FileType::F32 => f32::from_le_bytes(word(bytes, at)),
+        FileType::BF16 => bf16::from_le_bytes(word(bytes, at)).to_f32(),
+        FileType::F16 => f16::from_le_bytes(word(bytes, at)).to_f32(),
+        FileType::F64 => f64::from_le_bytes(word(bytes, at)) as f32,
+        FileType::F8E5M2 => f16::from_bits(u16::from(bytes[at]) << 8).to_f32(),
+        FileType::F8E4M3 => from_e4m3(bytes[at]),
+        other => mdl_graph::bug!("{} is no float", other.name()),
+    }
+}
+
+/// An element of a tensor of integers.
+fn int_at(dtype: FileType, bytes: &[u8], at: usize) -> i64 {
+    match dtype {
+        FileType::Bool | FileType::U8 => i64::from(bytes[at]),
+        FileType::I8 => i64::from(bytes[at] as i8),
+        FileType::I16 => i64::from(i16::from_le_bytes(word(bytes, at))),
+        FileType::U16 => i64::from(u16::from_le_bytes(word(bytes, at))),
+        FileType::I32 => i64::from(i32::from_le_bytes(word(bytes, at))),
+        FileType::U32 => i64::from(u32::from_le_bytes(word(bytes, at))),
+        FileType::I64 => i64::from_le_bytes(word(bytes, at)),
+        FileType::U64 => i64::try_from(u64::from_le_bytes(word(bytes, at))).unwrap_or(i64::MAX),
+        other => mdl_graph::bug!("{} is no integer", other.name()),
+    }
 }
 
 fn word<const N: usize>(bytes: &[u8], at: usize) -> [u8; N] {

@@ -1,0 +1,175 @@
+//! What commands ask of a model without a block in the recipe: steps on one batch of arrays (`mdlc tune`), and the graph that
+//! decoders are derived from (`mdlc generate DIR`). Everything is made as a `train` block would make it.
+
+use std::rc::Rc;
+
+use mdl_graph::{Axis, AxisSet, DType, Graph, InputKind, Name, Role, Type};
+
+use crate::check::{Args, World};
+use crate::diag::{Code, Diagnostic, Sources};
+use crate::spec::{DataFacts, Field, Precision, Read, Save, TrainSpec};
+use crate::syntax::ast::{Expr, ExprKind, FileId, ItemKind, Span};
+use crate::syntax::parse;
+
+use super::apply::{Array, dtype_of};
+use super::context::{Context, Trained};
+use super::parts::OBJECTIVE;
+use super::read::Compute;
+use super::step::BATCH;
+
+/// What the model itself calls its loss.
+const LOSS: &str = "fn(model, batch) = model.forward(..batch).loss";
+
+/// Steps on one batch.
+pub struct Tuned {
+    pub spec: TrainSpec,
+    /// The arrays, each with its axes in the order of the array.
+    pub inputs: Vec<(String, Vec<Name>)>,
+}
+
+/// Builds the training step of a recipe's model on arrays that are the arguments of its `forward`. `optimizer` is an expression.
+pub fn tune(
+    sources: &mut Sources,
+    main: FileId,
+    world: &dyn World,
+    arrays: &[Array],
+    optimizer: &str,
+    steps: u64,
+) -> (Option<Tuned>, Vec<Diagnostic>) {
+    let mut context = Context::new(std::mem::take(sources), main, &[], world);
+    let (_, file) = context.stages();
+    let tuned = match context.model_asked(&file, None) {
+        Some((name, span)) => context.tuned(name, span, arrays, optimizer, steps),
+        None => None,
+    };
+    finished(context, sources, tuned)
+}
+
+/// Builds the graph of a recipe's model on `length` ids, one row: the value `logits`. Also what it reads.
+pub fn forward(
+    sources: &mut Sources,
+    main: FileId,
+    world: &dyn World,
+    length: u64,
+) -> (Option<(Graph, Vec<Read>)>, Vec<Diagnostic>) {
+    let mut context = Context::new(std::mem::take(sources), main, &[], world);
+    let (_, file) = context.stages();
+    let forward = match context.model_asked(&file, None) {
+        Some((name, span)) => context.logits(name, span, length),
+        None => None,
+    };
+    finished(context, sources, forward)
+}
+
+/// The keys of a JSON file that building the recipe's models had no use for.
+pub fn unread(sources: &mut Sources, main: FileId, world: &dyn World, json: &str) -> (Vec<String>, Vec<Diagnostic>) {
+    let mut context = Context::new(std::mem::take(sources), main, &[], world);
+    context.stages();
+    let unread = context.elab.unread_keys(json);
+    let (_, diagnostics) = finished(context, sources, Some(()));
+    (unread, diagnostics)
+}
+
+fn finished<T>(context: Context<'_>, sources: &mut Sources, made: Option<T>) -> (Option<T>, Vec<Diagnostic>) {
+    let (all, diagnostics) = context.finish();
+    *sources = all;
+    let is_fine = !diagnostics.iter().any(Diagnostic::is_error);
+    (made.filter(|_| is_fine), diagnostics)
+}
+
+impl Context<'_> {
+    fn tuned(&mut self, name: String, span: Span, arrays: &[Array], optimizer: &str, steps: u64) -> Option<Tuned> {
+        let builder = Expr { kind: ExprKind::Name(name.clone()), span };
+        let optimizer = self.given_expr("--optimizer", optimizer)?;
+        let env = self.env.clone();
+        self.set_training(None);
+        let model = self.elab.rebuild("tuned", &env, &builder).ok()?;
+        let Some(def) = self.elab.function_of(&model, "forward") else {
+            let message = format!("`{name}` has no function `forward` that takes arrays by name");
+            self.report(Diagnostic::error(Code::E0209, message).label(span, "tuned here"));
+            return None;
+        };
+        let objective_expr = self.schema_expr(LOSS);
+        let objective = self.elab.beside(OBJECTIVE, &env, &objective_expr).ok()?;
+        // The arguments as a call has them say which axes there are.
+        self.begin(span)?;
+        let (_, inputs) = self.arguments(&def, arrays, span)?;
+        let fields = inputs.iter().zip(arrays).map(|((name, axes), array)| Field {
+            name: name.clone(),
+            dtype: dtype_of(&def, name).unwrap_or(DType::F32),
+            axes: axes.iter().zip(&array.shape).skip(1).map(|(axis, size)| Axis::new(axis.clone(), *size)).collect(),
+        });
+        let fields: Vec<Field> = fields.collect();
+        let batch = arrays.first().and_then(|array| array.shape.first()).copied().unwrap_or(0);
+        let rows = vec![("train".to_owned(), batch)];
+        let facts = DataFacts { vocab: 0, classes: 0, fields, rows, hash: String::new() };
+        let trained = Trained {
+            block: "tuned".to_owned(),
+            model,
+            objective,
+            rebuilt: self.elab.set_rebuilt(None)?,
+            builder: Rc::new(builder),
+            objective_expr: Rc::new(objective_expr),
+            batch,
+            averaged: false,
+        };
+        let graphs = self.training_graphs(&trained, &facts, &optimizer, None, None, span)?;
+        let spec = TrainSpec {
+            data: String::new(),
+            weights: graphs.weights,
+            states: graphs.states,
+            reads: graphs.reads,
+            init: graphs.init,
+            step: graphs.step,
+            forward: None,
+            batch,
+            micro: 1,
+            steps,
+            precision: Precision::F32,
+            memory: None,
+            seed: 0,
+            evaluate: None,
+            save: Save { every: None, keep: 1 },
+            sample: None,
+            patience: None,
+        };
+        Some(Tuned { spec, inputs })
+    }
+
+    fn logits(&mut self, name: String, span: Span, length: u64) -> Option<(Graph, Vec<Read>)> {
+        self.set_training(None);
+        let env = self.env.clone();
+        let model = self.elab.eval(&env, &Expr { kind: ExprKind::Name(name), span }).ok()?;
+        self.begin(span)?;
+        let position = Axis::new("t", length);
+        let axes = AxisSet::of([position.clone(), Axis::new(BATCH, 1)])?;
+        let ids = self.elab.input("ids", InputKind::Batch, Type::new(DType::I32, axes));
+        let logits = self.elab.call(&model, Args::of([(ids, span)]), span).ok()?;
+        let logits = self.elab.node_of(&logits, span).ok()?;
+        let ty = self.elab.graph().ty(logits).clone();
+        if !ty.axes.contains(&position.name) || ty.axes.len() != 3 {
+            let message = "the model gives no logits for each position of a text, so it cannot go on with one";
+            self.report(Diagnostic::error(Code::E0223, message).label(span, format!("it gives {ty}")));
+            return None;
+        }
+        self.elab.graph().output_as("logits", Role::Value, logits);
+        let graph = self.elab.finish();
+        let mut reads = Vec::new();
+        self.reads_of(&graph, &[], span, &mut reads)?;
+        self.is_decoded(&graph, span)?;
+        Some((graph, reads))
+    }
+
+    /// An expression of the command line; `None` when it cannot be read, which is told.
+    fn given_expr(&mut self, flag: &str, text: &str) -> Option<Expr> {
+        let line = format!("model given = {text}");
+        let id = self.elab.sources.add(flag, line.as_str());
+        let (file, diagnostics) = parse(id, &line);
+        let n_problems = diagnostics.len();
+        diagnostics.into_iter().for_each(|diagnostic| self.report(diagnostic));
+        match file.items.into_iter().next().map(|item| item.kind) {
+            Some(ItemKind::Model { value, .. }) if n_problems == 0 => Some(value),
+            _ => None,
+        }
+    }
+}
