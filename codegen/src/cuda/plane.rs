@@ -6,8 +6,9 @@
 //! 16-bit floats are worked on by tensor cores ([`deal`]).
 
 mod deal;
+mod factors;
 
-use mdl_compiler::kernel::{FoldKind, Keeps, Kernel, Plane, PlaneIn, PlaneOut, PlaneSide, ScalarOp, Stmt, ValId};
+use mdl_compiler::kernel::{FoldKind, Keeps, Kernel, Plane, PlaneOut, PlaneSide, ScalarOp, Stmt, ValId};
 use mdl_graph::DType;
 
 use super::body::{Body, joined};
@@ -19,6 +20,7 @@ use super::{Spare, Unit};
 use crate::jit::CompileError;
 use crate::nest::{defined, used};
 use deal::{Deal, product_in_floats, product_on_cores, sum_in_floats, sum_on_cores, width};
+use factors::step;
 
 /// Rows and columns of a tile.
 const TILE: u64 = 64;
@@ -137,22 +139,6 @@ fn summed(outs: &[&PlaneOut]) -> (u64, u64) {
     (widest.min(MOST_SUMMED).next_multiple_of(SIDE), widest.div_ceil(MOST_SUMMED).max(1))
 }
 
-/// The factors of a product, as they lie in memory.
-struct Factors {
-    rows: Walk,
-    columns: Walk,
-    deep_a: Walk,
-    deep_b: Walk,
-    batch_a: Walk,
-    batch_b: Walk,
-}
-
-/// Numbers along k that tensor cores are brought at once.
-fn step(one: &PlaneIn) -> u64 {
-    let k: u64 = one.k.iter().map(|dim| dim.extent).product();
-    k.next_multiple_of(16).clamp(16, 64)
-}
-
 impl Planes<'_> {
     fn table(&self, text: &mut Text, name: &str) {
         let Some(seen) = &self.seen else { return };
@@ -163,18 +149,6 @@ impl Planes<'_> {
             text.line(format!("    {},", some.join(", ")));
         }
         text.line("};");
-    }
-
-    fn side_batch(&self, side: &PlaneSide) -> Walk {
-        Walk::new(self.plane.batch.iter().copied().zip(side.batch.iter().copied()))
-    }
-
-    fn side_along(&self, side: &PlaneSide, keeps: Keeps) -> Walk {
-        let extents = match keeps {
-            Keeps::Rows => self.plane.rows.clone(),
-            Keeps::Columns => vec![self.plane.columns],
-        };
-        Walk::new(extents.into_iter().zip(side.along.iter().copied()))
     }
 
     /// Declares what both launches have: tiles in shared memory, the thread's place, where operands begin.
@@ -240,52 +214,6 @@ impl Planes<'_> {
             let b = staged("tile_b", &one.b, &start_b, &walks.columns, &walks.deep_b, "c0");
             product_in_floats(text, unit.kernel, self.ty, [&a, &b], &format!("v{at}"));
         }
-    }
-
-    fn factors(&self, one: &PlaneIn) -> Factors {
-        Factors {
-            rows: self.side_along(&one.a, Keeps::Rows),
-            columns: self.side_along(&one.b, Keeps::Columns),
-            deep_a: Walk::new(one.k.iter().map(|dim| (dim.extent, dim.a))),
-            deep_b: Walk::new(one.k.iter().map(|dim| (dim.extent, dim.b))),
-            batch_a: self.side_batch(&one.a),
-            batch_b: self.side_batch(&one.b),
-        }
-    }
-
-    /// The factors of a product on tensor cores: what the launch keeps is on the left.
-    fn sides<'w>(&self, kernel: &Kernel, at: usize, walks: &'w Factors, keeps: Keeps) -> [Side<'w>; 2] {
-        let one = &self.plane.ins[at];
-        let shape = (TILE, step(one));
-        let names = [format!("start_a{at}"), format!("start_b{at}")];
-        let a = (&walks.rows, &walks.deep_a, &walks.batch_a);
-        let b = (&walks.columns, &walks.deep_b, &walks.batch_b);
-        let rows = Side::new(kernel, one.a.operand, a, shape, [&names[0], "r0", "k0"]);
-        let columns = Side::new(kernel, one.b.operand, b, shape, [&names[1], "c0", "k0"]);
-        if keeps == Keeps::Rows { [rows, columns] } else { [columns, rows] }
-    }
-
-    /// What a sum is with: along its columns, and along what is summed.
-    fn with(&self, out: &PlaneOut) -> (Walk, Walk, Walk) {
-        let summed_along = if out.keeps == Keeps::Rows { Keeps::Columns } else { Keeps::Rows };
-        let n = Walk::new(out.n.iter().map(|dim| (dim.extent, dim.x)));
-        (n, self.side_along(&out.with, summed_along), self.side_batch(&out.with))
-    }
-
-    /// Shared memory for the left and for the right factors, in numbers.
-    fn pieces(&self, kernel: &Kernel, outs: &[&PlaneOut], keeps: Keeps) -> (u64, u64) {
-        let (mut left, mut right) = (0, 0);
-        for (at, one) in self.plane.ins.iter().enumerate() {
-            let walks = self.factors(one);
-            let [a, b] = self.sides(kernel, at, &walks, keeps);
-            (left, right) = (left.max(a.piece()), right.max(b.piece()));
-        }
-        for out in outs {
-            let (n, along, batch) = self.with(out);
-            let side = Side::new(kernel, out.with.operand, (&n, &along, &batch), (summed(outs).0, TILE), [""; 3]);
-            right = right.max(side.piece());
-        }
-        (left, right)
     }
 
     /// A loop over a thread's rows, with the dimensions of each.
