@@ -18,7 +18,8 @@ pub(crate) struct Common {
     pub(crate) recipe: PathBuf,
     pub(crate) out: Option<PathBuf>,
     pub(crate) threads: Option<usize>,
-    pub(crate) device: Device,
+    /// What to compute on, where that is said.
+    pub(crate) device: Option<Device>,
     pub(crate) seed: Option<u64>,
     pub(crate) quiet: bool,
     pub(crate) json: bool,
@@ -61,9 +62,8 @@ fn on_recipe(command: Command, recipe_args: &[spec::Arg]) -> Command {
                 .value_parser(value_parser!(u64).range(1..=1024)),
         )
         .arg(
-            flag("device", "NAME", "What to compute on: the processor, an NVIDIA card, or a card if there is one")
-                .value_parser(PossibleValuesParser::new(Device::NAMES))
-                .default_value("cpu"),
+            flag("device", "NAME", "What to compute on: the processor, an NVIDIA card, or a card if there is one [default: the recipe's, or cpu]")
+                .value_parser(PossibleValuesParser::new(Device::NAMES)),
         )
         .arg(
             flag("seed", "N", "Replaces the seed of every training stage, and of what `generate` draws")
@@ -261,6 +261,11 @@ pub(crate) fn find_recipe(words: &[OsString]) -> Option<PathBuf> {
 }
 
 impl Common {
+    /// What a recipe's stages run on.
+    pub(crate) fn device(&self, program: &spec::Program) -> Device {
+        self.device.unwrap_or(program.device)
+    }
+
     pub(crate) fn of(matches: &ArgMatches, recipe_args: &[spec::Arg]) -> Common {
         let given = recipe_args.iter().filter_map(|arg| {
             let value = matches.get_one::<String>(&format!("arg:{}", arg.name))?;
@@ -275,7 +280,7 @@ impl Common {
             recipe: matches.get_one::<PathBuf>("RECIPE").cloned().unwrap_or_default(),
             out: matches.get_one::<PathBuf>("out").cloned(),
             threads: matches.get_one::<u64>("threads").map(|threads| *threads as usize),
-            device: matches.get_one::<String>("device").and_then(|name| Device::of(name)).unwrap_or(Device::Cpu),
+            device: matches.get_one::<String>("device").and_then(|name| Device::of(name)),
             seed: matches.get_one::<u64>("seed").copied(),
             quiet: matches.get_flag("quiet"),
             json: matches.get_flag("json"),

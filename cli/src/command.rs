@@ -72,6 +72,11 @@ pub(crate) fn fail(message: &str) {
     let _ = writeln!(std::io::stderr(), "error: {message}");
 }
 
+/// What is good to know, and no mistake.
+pub(crate) fn note(message: &str) {
+    let _ = writeln!(std::io::stderr(), "note: {message}");
+}
+
 /// Says why a run ended early, and gives the exit code.
 pub(crate) fn failed(error: &RunError, loaded: &Loaded, common: &Common, color: bool) -> u8 {
     match error {

@@ -15,6 +15,34 @@ pub struct Program {
     pub args: Vec<Arg>,
     /// In an order in which they can run: a stage comes after those that it needs.
     pub stages: Vec<Stage>,
+    /// What they run on, where the command line does not say.
+    #[serde(default)]
+    pub device: Device,
+}
+
+/// What stages run on.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Device {
+    #[default]
+    Cpu,
+    /// An NVIDIA card, or a reason why there is none.
+    Cuda,
+    /// A card if there is one.
+    Auto,
+}
+
+impl Device {
+    pub const NAMES: [&str; 3] = ["cpu", "cuda", "auto"];
+
+    pub fn of(name: &str) -> Option<Device> {
+        match name {
+            "cpu" => Some(Device::Cpu),
+            "cuda" => Some(Device::Cuda),
+            "auto" => Some(Device::Auto),
+            _ => None,
+        }
+    }
 }
 
 impl Program {

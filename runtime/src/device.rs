@@ -21,6 +21,7 @@ use mdl_codegen::{Isa, Pool};
 use mdl_compiler::pass::{Options, Precision};
 use mdl_compiler::plan::Plan;
 use mdl_gpu::{Choice, Gpu};
+pub use mdl_lang::spec::Device;
 use mdl_lang::spec::{self, TrainSpec};
 
 use crate::error::RunError;
@@ -68,34 +69,13 @@ impl Machine {
     }
 }
 
-/// What stages may run on.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Device {
-    Cpu,
-    /// An NVIDIA card, or a reason why there is none.
-    Cuda,
-    /// A card if there is one.
-    Auto,
-}
-
-impl Device {
-    pub const NAMES: [&str; 3] = ["cpu", "cuda", "auto"];
-
-    pub fn of(name: &str) -> Option<Device> {
-        match name {
-            "cpu" => Some(Device::Cpu),
-            "cuda" => Some(Device::Cuda),
-            "auto" => Some(Device::Auto),
-            _ => None,
-        }
-    }
-}
-
 /// The processor that stages run on, and the card, if they run on one.
 pub struct Cpu {
     pub pool: Pool,
     pub isa: Isa,
     pub card: Option<Arc<Gpu>>,
+    /// Why there is no card where one was welcome.
+    pub no_card: Option<String>,
 }
 
 impl Cpu {
@@ -104,17 +84,17 @@ impl Cpu {
         let Machine { isa, threads, .. } = Machine::here(threads);
         let pool = Pool::new(threads, false)
             .map_err(|error| RunError::failed(format!("starting {threads} threads"), error.to_string()))?;
-        Ok(Cpu { pool, isa, card: None })
+        Ok(Cpu { pool, isa, card: None, no_card: None })
     }
 
     /// The same with the card that is asked for.
     pub fn on(mut self, device: Device) -> Result<Cpu, RunError> {
         let open = || Gpu::open(Choice::of_environment()?);
-        self.card = match device {
-            Device::Cpu => None,
-            Device::Auto => open().ok(),
-            Device::Cuda => Some(open().map_err(|error| RunError::failed("opening the card", error.to_string()))?),
-        };
+        match (device, if device == Device::Cpu { None } else { Some(open()) }) {
+            (_, Some(Ok(card))) => self.card = Some(card),
+            (Device::Cuda, Some(Err(error))) => return Err(RunError::failed("opening the card", error.to_string())),
+            (_, error) => self.no_card = error.and_then(Result::err).map(|error| error.to_string()),
+        }
         Ok(self)
     }
 

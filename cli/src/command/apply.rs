@@ -36,7 +36,7 @@ pub(super) fn apply(common: &Common, matches: &ArgMatches, color: bool) -> u8 {
     report(&loaded.diagnostics, &loaded.sources, common.json, color);
     let Some(applied) = applied else { return exit::WRONG };
     let run = || -> Result<(), RunError> {
-        let cpu = Cpu::new(common.threads)?.on(common.device)?;
+        let cpu = Cpu::new(common.threads)?.on(common.device(&loaded.program))?;
         let outcome = apply::apply(&applied, &arrays, &common.base(), &common.out(), &cpu)?;
         if matches.contains_id("outputs") {
             npz::write(&path(matches, "outputs"), &outcome.results)?;

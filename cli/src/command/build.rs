@@ -28,7 +28,7 @@ pub(super) fn build(common: &Common, matches: &ArgMatches, color: bool) -> u8 {
     let emit: String = given(matches, "emit");
     let stage = matches.get_one::<String>("stage").map(String::as_str);
     let pass = matches.get_one::<String>("dump-after").map(String::as_str);
-    let machine = Machine::here(common.threads).on(common.device);
+    let machine = Machine::here(common.threads).on(common.device(&loaded.program));
     match text(&loaded, &emit, stage, pass, machine, given(matches, "arch"), common.json) {
         Ok(text) => {
             print_line(text.trim_end());

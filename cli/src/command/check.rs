@@ -25,7 +25,7 @@ pub(super) fn check(common: &Common, color: bool) -> u8 {
             }
             continue;
         };
-        match plan_stage(spec, Machine::here(common.threads).on(common.device)) {
+        match plan_stage(spec, Machine::here(common.threads).on(common.device(&loaded.program))) {
             Ok(programs) if common.json => print_line(&as_json(&stage.name, spec, &programs).to_string()),
             Ok(programs) if !common.quiet => print_line(&as_text(&stage.name, spec, &programs)),
             Ok(_) => {}

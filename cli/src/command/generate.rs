@@ -53,7 +53,7 @@ fn write(common: &Common, matches: &ArgMatches, loaded: &Loaded) -> Result<(), R
     if prompt.is_empty() {
         return Err(RunError::Usage("the prompt is empty; the model needs a token to begin with".to_string()));
     }
-    let cpu = Cpu::new(common.threads)?.on(common.device)?;
+    let cpu = Cpu::new(common.threads)?.on(common.device(&loaded.program))?;
     let mut generator = Generator::new(forward, &train::orders(spec), given(matches, "weights"), &cpu)?;
     let mut tensors = Tensors::new();
     generator.allocate(&mut tensors);

@@ -39,7 +39,7 @@ pub(super) fn generate(common: &Common, matches: &ArgMatches, color: bool) -> u8
     report(&loaded.diagnostics, &loaded.sources, common.json, color);
     let Some((forward, reads)) = forward else { return exit::WRONG };
     let write = || -> Result<(), RunError> {
-        let cpu = Cpu::new(common.threads)?.on(common.device)?;
+        let cpu = Cpu::new(common.threads)?.on(common.device(&loaded.program))?;
         let orders = orders_of(&reads).collect();
         let mut generator = Generator::new(&forward, &orders, given(matches, "weights"), &cpu)?;
         let mut tensors = Tensors::new();

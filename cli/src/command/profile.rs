@@ -29,7 +29,7 @@ pub(super) fn run(common: &Common, matches: &ArgMatches, color: bool) -> u8 {
             return exit::USAGE;
         }
     };
-    let cpu = match Cpu::new(common.threads).and_then(|cpu| cpu.on(common.device)) {
+    let cpu = match Cpu::new(common.threads).and_then(|cpu| cpu.on(common.device(&loaded.program))) {
         Ok(cpu) => cpu,
         Err(error) => return failed(&error, &loaded, common, color),
     };

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use mdl_runtime::device::{Cpu, Peaks};
 use mdl_runtime::run::Run;
 
-use super::{fail, failed, loaded};
+use super::{fail, failed, loaded, note};
 use crate::args::Common;
 use crate::exit;
 use crate::progress::{Mode, Progress};
@@ -37,13 +37,16 @@ pub(super) fn run(common: &Common, color: bool) -> u8 {
         fail(&format!("cannot listen for Ctrl-C: {error}"));
         return exit::FAILED;
     }
-    let cpu = match Cpu::new(common.threads).and_then(|cpu| cpu.on(common.device)) {
+    let cpu = match Cpu::new(common.threads).and_then(|cpu| cpu.on(common.device(&loaded.program))) {
         Ok(cpu) => cpu,
         Err(error) => {
             fail(&error.to_string());
             return exit::FAILED;
         }
     };
+    if let (Mode::Person, Some(why)) = (mode, &cpu.no_card) {
+        note(&format!("this runs on the processor: {why}"));
+    }
     // Without a figure the share is left out.
     let peak = if mode == Mode::Person { Peaks::flops(&cpu).unwrap_or(0.0) } else { 0.0 };
     let mut progress = Progress::new(mode, peak);

@@ -46,7 +46,7 @@ pub(super) fn tune(common: &Common, matches: &ArgMatches, color: bool) -> u8 {
     report(&loaded.diagnostics, &loaded.sources, common.json, color);
     let Some(tuned) = tuned else { return exit::WRONG };
     let steps = || -> Result<(), RunError> {
-        let cpu = Cpu::new(common.threads)?.on(common.device)?;
+        let cpu = Cpu::new(common.threads)?.on(common.device(&loaded.program))?;
         let (program, stop) = (Program::default(), AtomicBool::new(false));
         let mut nobody = |_: Event| {};
         let run = Run::new(&program, common.base(), common.out(), cpu, &stop, &mut nobody);

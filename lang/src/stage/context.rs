@@ -7,7 +7,7 @@ use mdl_graph::Axis;
 
 use crate::check::{Elaborator, Env, Eval, Rebuilt, Stop, Stored, StoredId, Value, World};
 use crate::diag::{Code, Diagnostic, Sources, nearest};
-use crate::spec::{Arg, DataFacts, DataSpec};
+use crate::spec::{Arg, DataFacts, DataSpec, Device};
 use crate::syntax::ast::{self, Expr, ExprKind, FileId, ItemKind, Span};
 use crate::syntax::parse;
 
@@ -56,6 +56,8 @@ pub(crate) struct Context<'w> {
     pub(crate) trained: Vec<TrainEntry>,
     /// Kind and name of every block.
     names: Vec<(&'static str, String)>,
+    /// What the stages run on, and where the first said so.
+    pub(crate) device: Option<(Device, Span)>,
 }
 
 impl<'w> Context<'w> {
@@ -77,7 +79,7 @@ impl<'w> Context<'w> {
             elab.set_arg(root, &given.name, given.value);
         }
         let env = elab.file_env(root);
-        Context { elab, root, env, world, data: Vec::new(), trained: Vec::new(), names: Vec::new() }
+        Context { elab, root, env, world, data: Vec::new(), trained: Vec::new(), names: Vec::new(), device: None }
     }
 
     pub(crate) fn file(&self) -> Rc<ast::File> {

@@ -61,7 +61,7 @@ pub fn check(
 impl Context<'_> {
     /// Reads every block in an order in which they can be run; also gives the recipe's items.
     fn stages(&mut self) -> (Program, Rc<ast::File>) {
-        let mut program = Program { args: self.args(), stages: Vec::new() };
+        let mut program = Program { args: self.args(), ..Program::default() };
         let file = self.file();
         let blocks = self.blocks(&file);
         for block in blocks.iter().filter(|block| block.kind.name == "data") {
@@ -77,6 +77,7 @@ impl Context<'_> {
                 program.stages.push(block.stage(needs, StageKind::Train(Box::new(spec))));
             }
         }
+        program.device = self.device.map(|(device, _)| device).unwrap_or_default();
         self.models(&file, true);
         for block in blocks.iter().filter(|block| block.kind.name == "eval") {
             if let Some((needs, spec)) = self.eval(block) {

@@ -5,6 +5,8 @@
 //! manual (`mdlc` prints these tables). A field that the language has and this version lacks is a row too (`Need::Later`),
 //! so that using it is a clear error.
 
+use crate::spec;
+
 use super::tables::{EVERY_EVALUATE, EVERY_SAMPLE, EVERY_SAVE, SOURCES, STOPS, TOKENIZERS};
 
 /// A field of a block, or an argument of a function inside a field.
@@ -276,6 +278,12 @@ const TRAIN: &[FieldRow] = &[
         Need::Default("f32"),
         "What the model computes in; weights and sums stay in f32. `bf16x3` and `bf16x6` are f32 whose products are made of three \
          or six in bf16 where the processor has AMX.",
+    ),
+    row(
+        "device",
+        Takes::Choice(&spec::Device::NAMES),
+        Need::Default("cpu"),
+        "What all stages run on: the processor, an NVIDIA card, or a card if there is one. `--device` says otherwise.",
     ),
     row(
         "clip",

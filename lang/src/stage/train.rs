@@ -6,7 +6,7 @@ use mdl_graph::Name;
 
 use crate::check::Value;
 use crate::diag::{Code, Diagnostic};
-use crate::spec::{Budget, DataFacts, Evaluate, Form, Origin, Precision, Read, Sample, Save, TrainSpec};
+use crate::spec::{self, Budget, DataFacts, Evaluate, Form, Origin, Precision, Read, Sample, Save, TrainSpec};
 use crate::syntax::ast::{Expr, Span};
 
 use super::Block;
@@ -230,6 +230,22 @@ impl Context<'_> {
         }
     }
 
+    /// All stages of a recipe run on one device.
+    fn runs_on(&mut self, device: spec::Device, span: Span) -> Option<()> {
+        match *self.device.get_or_insert((device, span)) {
+            (first, _) if first == device => Some(()),
+            (_, first) => {
+                self.report(
+                    Diagnostic::error(Code::E0308, "two stages ask for two devices")
+                        .label(span, "this one")
+                        .label(first, "and this one")
+                        .help("all stages run on one: say it once"),
+                );
+                None
+            }
+        }
+    }
+
     fn numbers(&mut self, fields: &Fields<'_>, data: Option<&str>) -> Option<Numbers> {
         let batch = self.count_or(fields, "batch");
         let micro = self.count_or(fields, "micro");
@@ -251,6 +267,10 @@ impl Context<'_> {
             }),
             None => Some(Precision::F32),
         };
+        let device = optional(fields, "device", |row, expr| {
+            let device = spec::Device::of(read::choice(self, row, expr)?)?;
+            self.runs_on(device, expr.span)
+        });
         let clip = optional(fields, "clip", |row, expr| read::number(self, row, expr));
         let memory = optional(fields, "memory", |row, expr| {
             Some(Budget { bytes: read::bytes(self, row, expr)?, span: expr.span })
@@ -271,6 +291,7 @@ impl Context<'_> {
             );
             return None;
         }
+        device?;
         let (evaluate, patience) = (evaluate?, patience?);
         if patience.is_some() && evaluate.is_none() {
             self.report(
