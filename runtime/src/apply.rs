@@ -10,13 +10,14 @@ use mdl_compiler::budget::compile;
 use mdl_compiler::pass::Options;
 use mdl_compiler::plan::{PlanOptions, Port};
 use mdl_data::Problem;
-use mdl_graph::{DType, Name};
+use mdl_graph::{DType, Graph, Name};
 use mdl_lang::spec::{Along, Origin, Read};
 use mdl_lang::stage::Applied;
 
 use crate::device::{Cpu, Executable, Tensors};
 use crate::error::RunError;
 use crate::npz::{Array, Kind};
+use crate::positions::positions;
 use crate::stage::train::{load_origins, orders_of};
 
 /// What came out.
@@ -28,6 +29,7 @@ pub struct Outcome {
 
 /// Runs it. `base` is the recipe's folder, `out` where stages keep what they have made.
 pub fn apply(applied: &Applied, arrays: &[Array], base: &Path, out: &Path, cpu: &Cpu) -> Result<Outcome, RunError> {
+    check_positions(&applied.graph, arrays)?;
     let orders: BTreeMap<Name, Vec<Name>> = orders_of(&applied.reads).collect();
     let planning = PlanOptions { orders, ..PlanOptions::default() };
     let plan = compile(&applied.graph, &Options::default(), &planning, None)
@@ -64,6 +66,16 @@ pub fn apply(applied: &Applied, arrays: &[Array], base: &Path, out: &Path, cpu: 
     }
     let gradient_norms = squares.into_iter().map(|(name, square)| (name, square.sqrt())).collect();
     Ok(Outcome { results, gradient_norms })
+}
+
+/// Refuses arrays that hold numbers for which a table has no row.
+pub(crate) fn check_positions(graph: &Graph, arrays: &[Array]) -> Result<(), RunError> {
+    for (name, allowed) in positions(graph) {
+        let Some(array) = arrays.iter().find(|array| array.name == name.as_str()) else { continue };
+        (0..array.shape.iter().product::<u64>() as usize)
+            .try_for_each(|at| allowed.check(&array.name, array.int(at)))?;
+    }
+    Ok(())
 }
 
 /// For each element in the order of `axes`, where it lies in the order of a port.

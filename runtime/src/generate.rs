@@ -15,6 +15,7 @@ use mdl_lang::decode::{POS, decode};
 
 use crate::device::{Cpu, Executable, Tensors};
 use crate::error::RunError;
+use crate::positions::{Positions, positions};
 
 /// How many positions of a prompt are read at once, where the model allows it: the most that the context has room for. Weights are read once
 /// for all of them, so 64 cost little more than the memory traffic of one. Of a prompt only the last position's logits are asked for: it is
@@ -48,6 +49,8 @@ pub struct Generator {
     many: Option<(Executable, u64)>,
     caches: Vec<Name>,
     context: u64,
+    /// Which ids the model knows.
+    ids: Option<Positions>,
     scratch: Vec<(f32, u32)>,
     convert: Graph,
     orders: BTreeMap<Name, Vec<Name>>,
@@ -60,6 +63,7 @@ pub struct DecoderPlans {
     many: Option<(Plan, u64)>,
     caches: Vec<Name>,
     pub(crate) context: u64,
+    ids: Option<Positions>,
     /// Makes the matrices as they are kept of those that were trained.
     convert: Graph,
     orders: BTreeMap<Name, Vec<Name>>,
@@ -104,7 +108,8 @@ pub fn plan_decoders(
     let rows = PROMPT_ROWS.into_iter().find(|rows| *rows <= axis.size);
     let many = rows.and_then(|rows| Some((build(rows).ok()?.0, rows)));
     let (one, caches) = build(1)?;
-    Ok(DecoderPlans { one, many, caches, context: axis.size, convert, orders })
+    let ids = positions(forward).get(&Name::from("ids")).copied();
+    Ok(DecoderPlans { one, many, caches, context: axis.size, ids, convert, orders })
 }
 
 fn refuse(message: String, span: Option<Span>) -> StepError {
@@ -125,7 +130,7 @@ impl Generator {
     }
 
     pub fn of_plans(plans: DecoderPlans, cpu: &Cpu) -> Result<Generator, RunError> {
-        let DecoderPlans { one, many, caches, context, convert, orders } = plans;
+        let DecoderPlans { one, many, caches, context, ids, convert, orders } = plans;
         let one = Executable::of_plan(one, cpu)?;
         let many = match many {
             Some((plan, rows)) => Some((Executable::of_plan(plan, cpu)?, rows)),
@@ -134,7 +139,7 @@ impl Generator {
         let Some(vocab) = one.output::<f32>("logits").map(<[f32]>::len) else {
             return Err(RunError::failed("deriving the decoder", "the model gives no logits"));
         };
-        Ok(Generator { one, many, caches, context, scratch: Vec::with_capacity(vocab), convert, orders })
+        Ok(Generator { one, many, caches, context, ids, scratch: Vec::with_capacity(vocab), convert, orders })
     }
 
     /// The longest text that the model sees at once, in tokens.
@@ -186,6 +191,9 @@ impl Generator {
                 "generating text",
                 "the prompt is empty; the model needs a token to begin with",
             ));
+        }
+        if let Some(allowed) = self.ids {
+            prompt.iter().try_for_each(|id| allowed.check("ids", i64::from(*id)))?;
         }
         self.allocate(tensors);
         for cache in &self.caches {

@@ -12,6 +12,7 @@ pub mod export;
 pub mod generate;
 pub mod metrics;
 pub mod npz;
+mod positions;
 pub mod profile;
 pub mod programs;
 pub mod refuse;

@@ -6,7 +6,7 @@
 use mdl_lang::spec::{Origin, TrainSpec};
 use mdl_lang::stage::Tuned;
 
-use crate::apply::write;
+use crate::apply::{check_positions, write};
 use crate::device::{Executable, Tensor, Tensors};
 use crate::error::RunError;
 use crate::npz::Array;
@@ -17,6 +17,7 @@ use crate::stage::train::{initialize, load_reads, orders};
 /// Makes the steps; `seen` gets each loss, before its step, as soon as it is known.
 pub fn tune(tuned: &Tuned, arrays: &[Array], run: &Run<'_>, mut seen: impl FnMut(f64)) -> Result<Tensors, RunError> {
     let spec = &tuned.spec;
+    check_positions(&spec.step, arrays)?;
     let programs = plan_stage(spec, run.cpu.machine()).map_err(|error| {
         RunError::Recipe(Box::new(crate::refuse::refused(spec, mdl_graph::Span::default(), &error)))
     })?;

@@ -203,3 +203,27 @@ fn what_does_not_fit_is_told_at_once() {
     fails(&config.replace("\"n_embd\": 16", "\"n_embd\": -16"), &["E0211", "-16", "config.json"]);
     fails(&config.replace("\"gpt2\"", "\"gpt7\""), &["E0404", "gpt7"]);
 }
+
+/// A table gives zeros where it has no row; a model that is asked for one is asked by mistake.
+#[test]
+fn numbers_that_a_model_has_no_row_for_are_refused() {
+    let work = Folder::new();
+    let gpt2 = root().join("tests/fixtures/hf/gpt2");
+    let config = std::fs::read_to_string(gpt2.join("config.json")).expect("the configuration");
+    let config: Value = serde_json::from_str(&config).expect("JSON");
+    let vocab = config["vocab_size"].as_i64().expect("a number");
+    let (arrays, out) = (work.path("in.npz"), shown(&work.path("out")).to_string());
+    for (ids, labels) in [([1, vocab, 2], [1, 2, 3]), ([1, -1, 2], [1, 2, 3]), ([1, 2, 3], [-100, vocab, 1])] {
+        let row = |name, values: &[i64]| Array::i64s(name, vec![1, 3], values);
+        npz::write(&arrays, &[row("input_ids", &ids), row("labels", &labels)]).expect("the folder can be written");
+        for words in [
+            vec!["apply", "--loss"],
+            vec!["tune", "--steps", "2", "--optimizer", "sgd(lr: 0.1)", "--out", out.as_str()],
+        ] {
+            let output = run(&[&words[..], &[shown(&gpt2), "--inputs", shown(&arrays)]].concat());
+            let said = String::from_utf8_lossy(&output.stderr).into_owned();
+            assert_eq!(output.status.code(), Some(1), "{said}");
+            assert!(said.contains("E0505") && said.contains("has a row for 0 to"), "{said}");
+        }
+    }
+}
