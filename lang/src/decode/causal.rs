@@ -28,7 +28,7 @@ type Pair = (Name, Name);
 pub(super) struct Causal<'a> {
     graph: &'a Graph,
     known: BTreeMap<(NodeId, Pair), Known>,
-    /// Of a loop's body: what the surroundings know of its free inputs.
+    /// Of a loop's body: what the surroundings know of its inputs but for carries.
     inputs: BTreeMap<(u32, Pair), Known>,
 }
 
@@ -37,13 +37,13 @@ impl<'a> Causal<'a> {
         Causal { graph, known: BTreeMap::new(), inputs: BTreeMap::new() }
     }
 
-    /// The proof for a loop's body: its free inputs are what the loop was given, at every turn. `names` are those that
-    /// rows and columns may have.
+    /// The proof for the body of a loop over another axis than rows and columns: what it is given, whole or cut, is what the loop
+    /// was given, at every turn. `names` are those that rows and columns may have.
     pub(super) fn of_body<'b>(&mut self, inner: &'b Loop, args: &[NodeId], names: &BTreeSet<Name>) -> Causal<'b> {
         let mut body = Causal::new(&inner.body);
         for (row, column) in names.iter().flat_map(|row| names.iter().map(move |column| (row, column))) {
             let pair = (row.clone(), column.clone());
-            for (k, arg) in args.iter().enumerate().skip(inner.carries + inner.scans) {
+            for (k, arg) in args.iter().enumerate().skip(inner.carries) {
                 if row != column {
                     body.inputs.insert((k as u32, pair.clone()), self.know(*arg, &pair));
                 }
