@@ -205,6 +205,11 @@ impl Elaborator<'_> {
             self.let_in(names, value);
             return Ok(value.clone());
         };
+        // What may be left out and is not names axes as any other.
+        let ty = match &ty.kind {
+            TypeKind::Optional(inner) if !matches!(value, Value::None) => inner.as_ref(),
+            _ => ty,
+        };
         match (&ty.kind, value) {
             (TypeKind::Tensor { dtype, axes }, Value::Tensor(_) | Value::Stored(_)) => {
                 let tensor = match value {

@@ -226,8 +226,9 @@ pub(super) fn len(elab: &mut Elaborator<'_>, call: &mut Call<'_>) -> Eval<Value>
     let [list] = elab.take_args(call, ["list"], 1)?;
     match list {
         Some((Value::List(items) | Value::Tuple(items), _)) => Ok(Value::Int(items.len() as i64)),
+        Some((Value::Record(fields), _)) => Ok(Value::Int(fields.len() as i64)),
         Some((other, span)) => {
-            let message = format!("`len` takes a list, not {}", other.kind());
+            let message = format!("`len` takes a list or a record, not {}", other.kind());
             Err(elab.error_help(
                 Code::E0209,
                 message,

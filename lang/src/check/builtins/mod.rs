@@ -73,7 +73,7 @@ builtins! {
     "where", "`where(condition, a, b)`: a where the condition holds, else b", math::choose;
     "detach", "`detach(x)`: x, through which no gradient flows", math::detach;
     "is_map", "`is_map(w)`: whether a weight has an arrow", math::is_map;
-    "len", "`len(list)`", math::len;
+    "len", "`len(list)`, `len(record)`", math::len;
     "sum", "`sum[over](x, where: mask)`; `sum(x)` takes all axes", reduce::sum;
     "mean", "`mean[over](x, where: mask)`; of nothing it is 0", reduce::mean;
     "max", "`max[over](x)`, or `max(a, b)` element by element", reduce::max;
