@@ -105,10 +105,12 @@ fn results_losses_and_gradients_are_those_of_transformers() {
             return Err(format!("the loss is {}, not {}", loss[0], loss[1]));
         }
         let norms = expected["grad_norms"].as_object().expect("norms");
+        // What no loss depends on, the bias of keys before a softmax, has a gradient of rounding errors alone.
+        let least = norms.values().filter_map(Value::as_f64).fold(1.0, f64::max) * 1e-3;
         for (tensor, norm) in norms {
             let norm = norm.as_f64().unwrap_or(f64::NAN);
             match got["grad_norms"][tensor].as_f64() {
-                Some(own) if (own - norm).abs() <= CLOSE * norm.max(1e-3) => {}
+                Some(own) if (own - norm).abs() <= CLOSE * norm.max(least) => {}
                 own => return Err(format!("the gradient of `{tensor}` has the norm {own:?}, not {norm}")),
             }
         }
