@@ -100,10 +100,24 @@ impl StageKind {
 pub struct DataSpec {
     pub sources: Vec<Source>,
     pub tokenizer: Option<Tokenizer>,
+    /// How chats become text; without it as the tokenizer's files say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub template: Option<Template>,
     pub split: Split,
     pub form: Form,
     /// Seeds the split and the order of training.
     pub seed: u64,
+}
+
+impl DataSpec {
+    /// Its sources, and those that parts of the split have of their own.
+    pub fn all_sources(&self) -> impl Iterator<Item = &Source> {
+        let own = self.split.parts.iter().filter_map(|part| match &part.share {
+            Share::Sources(sources) => Some(sources),
+            Share::Fraction(_) => None,
+        });
+        self.sources.iter().chain(own.flatten())
+    }
 }
 
 /// Where rows or text come from. `.gz` and `.zst` files are read as what they hold; `*` in a path matches file names.
@@ -118,12 +132,54 @@ pub enum Source {
     Csv { path: String, text: String, label: Option<String>, header: bool, delimiter: char, span: Span },
     /// `lines("train.txt")`: `label sentence` on each line, the label an integer.
     Lines { path: String, span: Span },
+    /// `chat("rows.json", format: sharegpt)`: conversations, in a list or an object a line.
+    Chat { path: String, format: Option<ChatFormat>, columns: ChatColumns, long: Long, span: Span },
     /// `idx(images: "train-images.gz", labels: "train-labels.gz")`: the files of MNIST.
     Idx { images: String, labels: String, span: Span },
     /// `addition(digits: 2)`: rows `12+34=046`, all pairs; the loss counts the answer only.
     Addition { digits: u32, span: Span },
     /// `random_tokens(vocab: 65, count: 100_000)`: uniform token ids, for benchmarks.
     RandomTokens { vocab: u64, count: u64, span: Span },
+}
+
+/// How a row of a chat is laid out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ChatFormat {
+    /// `instruction`, `input`, `output`, and perhaps `system` and `history`.
+    Alpaca,
+    /// `conversations`: turns with `from` and `value`.
+    Sharegpt,
+    /// `messages`: turns with `role` and `content`.
+    Messages,
+}
+
+/// The names of columns that are not called as usual.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ChatColumns {
+    pub messages: Option<String>,
+    pub tools: Option<String>,
+    pub system: Option<String>,
+    pub instruction: Option<String>,
+    pub input: Option<String>,
+    pub output: Option<String>,
+}
+
+/// What becomes of a chat that is longer than its row.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Long {
+    Cut,
+    Drop,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Template {
+    /// `chatml()`: `<|im_start|>user`, a line break, the message, `<|im_end|>`.
+    Chatml,
+    /// `jinja("chat_template.jinja")`
+    File { path: String, span: Span },
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -135,7 +191,7 @@ pub enum Tokenizer {
     Bytes,
     /// `bpe(vocab: 8_192)`: byte-level BPE, trained on the training part.
     Bpe { vocab: u64 },
-    /// `tokenizer("tokenizer.json")`, or a folder with `vocab.json` and `merges.txt`.
+    /// `tokenizer("tokenizer.json")`, or a folder with one or with the older files.
     File { path: String, span: Span },
 }
 
@@ -169,6 +225,8 @@ pub enum Form {
     Window { axis: Axis },
     /// `pad = t`: a row each, cut or filled to `t`; `ids, next: int[t]`, `mask: bool[t]`, and `label: int[]` where there is one.
     Pad { axis: Axis },
+    /// `pack = t`: rows of `t` positions with several documents each; besides the fields of `pad` `document, position: int[t]`.
+    Pack { axis: Axis },
     /// Rows as they are: images.
     Rows,
 }

@@ -121,6 +121,11 @@ codes! {
     E0511: "a character that the vocabulary does not have";
     E0512: "data whose fields do not go together";
     E0513: "prepared data that cannot be written";
+    E0514: "a chat template that is missing or cannot be used";
+    E0515: "a chat that its template cannot spell";
+    E0516: "an answer whose end is never learned";
+    E0517: "a token that begins a text stands there twice";
+    E0518: "a row that is cut before anything of it is learned";
     E0601: "a checkpoint that is damaged or of another model";
     E0602: "a step that needs more memory than it may use";
     E0701: "a kind of block that this version does not have";

@@ -1,7 +1,7 @@
 //! A `data` block as a [`DataSpec`], and what it is in expressions: its vocabulary, its classes, its parts.
 
 use crate::diag::{Code, Diagnostic};
-use crate::spec::{DataSpec, Form, Part, Share, Source, Split, Tokenizer};
+use crate::spec::{ChatColumns, ChatFormat, DataSpec, Form, Long, Part, Share, Source, Split, Template, Tokenizer};
 use crate::syntax::ast::{Expr, ExprKind, Name, RecordPart, Span, Unit};
 
 use super::fields::Fields;
@@ -17,12 +17,15 @@ pub(crate) fn read(compute: &mut dyn Compute, fields: &Fields<'_>, span: Span, a
     let split = fields.get("split").map(|(row, expr)| read_split(compute, row, expr));
     let window = fields.get("window").map(|(row, expr)| read::axis(compute, row, expr));
     let pad = fields.get("pad").map(|(row, expr)| read::axis(compute, row, expr));
+    let pack = fields.get("pack").map(|(row, expr)| read::axis(compute, row, expr));
+    let template = fields.get("template").map(|(row, expr)| read_template(compute, row, expr));
     let seed = fields.get("seed").map(|(row, expr)| read::count(compute, row, expr));
 
     let sources = whole(sources)?;
     let tokenizer = whole(tokenizer)?;
     let split = whole(split)?.unwrap_or_default();
-    let (window, pad) = (whole(window)?, whole(pad)?);
+    let (window, pad, pack) = (whole(window)?, whole(pad)?, whole(pack)?);
+    let template = whole(template)?;
     let seed = whole(seed)?.map(|count| count.value);
     if let (Some(given), Some(of_split)) = (fields.span("seed"), split.seed) {
         compute.report(
@@ -32,20 +35,28 @@ pub(crate) fn read(compute: &mut dyn Compute, fields: &Fields<'_>, span: Span, a
         );
         return None;
     }
-    let form = match (window, pad) {
-        (Some(_), Some(_)) => {
-            let (window, pad) = (fields.span("window").unwrap_or(span), fields.span("pad").unwrap_or(span));
-            compute.report(
-                Diagnostic::error(Code::E0308, "`window` and `pad` do not go together")
-                    .label(window, "pieces of a running text")
-                    .label(pad, "a row for each example")
-                    .help("keep `window` for running text, `pad` for rows of their own"),
-            );
-            return None;
-        }
-        (Some(axis), None) => Form::Window { axis },
-        (None, Some(axis)) => Form::Pad { axis },
-        (None, None) => Form::Rows,
+    let given: Vec<(&str, &str)> = [
+        ("window", "pieces of a running text"),
+        ("pad", "a row for each example"),
+        ("pack", "several examples in a row"),
+    ]
+    .into_iter()
+    .filter(|(name, _)| fields.span(name).is_some())
+    .collect();
+    if let [(first, is_first), (second, is_second), ..] = given.as_slice() {
+        compute.report(
+            Diagnostic::error(Code::E0308, format!("`{first}` and `{second}` do not go together"))
+                .label(fields.span(first).unwrap_or(span), *is_first)
+                .label(fields.span(second).unwrap_or(span), *is_second)
+                .help("keep `window` for running text, `pad` for rows of their own, `pack` for rows that share"),
+        );
+        return None;
+    }
+    let form = match (window, pad, pack) {
+        (Some(axis), ..) => Form::Window { axis },
+        (_, Some(axis), _) => Form::Pad { axis },
+        (_, _, Some(axis)) => Form::Pack { axis },
+        (None, None, None) => Form::Rows,
     };
     let parts = if split.parts.is_empty() {
         vec![Part { name: "train".to_owned(), share: Share::Fraction(1.0) }]
@@ -55,6 +66,7 @@ pub(crate) fn read(compute: &mut dyn Compute, fields: &Fields<'_>, span: Span, a
     let spec = DataSpec {
         sources: sources.unwrap_or_default(),
         tokenizer,
+        template,
         split: Split { parts, stratify: split.stratify.is_some() },
         form,
         seed: seed.or(split.seed.map(|(seed, _)| seed)).unwrap_or(0),
@@ -95,6 +107,7 @@ fn source(compute: &mut dyn Compute, called: &Called<'_>) -> Option<Source> {
             Source::Csv { path, text, label, header, delimiter, span }
         }
         "lines" => Source::Lines { path: called.text(compute, "path")?, span },
+        "chat" => chat(compute, called)?,
         "idx" => {
             let images = called.text(compute, "images");
             let labels = called.text(compute, "labels");
@@ -111,6 +124,27 @@ fn source(compute: &mut dyn Compute, called: &Called<'_>) -> Option<Source> {
         }
         name => mdl_graph::bug!("the table of sources has `{name}`, and nothing reads it"),
     })
+}
+
+fn chat(compute: &mut dyn Compute, called: &Called<'_>) -> Option<Source> {
+    let mut word = |name: &str| called.get(name).map(|(row, expr)| read::choice(compute, row, expr));
+    let (format, long) = (whole(word("format"))?, whole(word("long"))?);
+    let mut column = |name: &str| whole(called.get(name).map(|(row, expr)| read::text(compute, row, expr)));
+    let columns = ChatColumns {
+        messages: column("messages")?,
+        tools: column("tools")?,
+        system: column("system")?,
+        instruction: column("instruction")?,
+        input: column("input")?,
+        output: column("output")?,
+    };
+    let format = format.map(|word| match word {
+        "alpaca" => ChatFormat::Alpaca,
+        "sharegpt" => ChatFormat::Sharegpt,
+        _ => ChatFormat::Messages,
+    });
+    let long = if long == Some("drop") { Long::Drop } else { Long::Cut };
+    Some(Source::Chat { path: called.text(compute, "path")?, format, columns, long, span: called.span })
 }
 
 /// Path, text column and label column.
@@ -154,6 +188,16 @@ fn read_tokenizer(compute: &mut dyn Compute, row: &'static FieldRow, expr: &Expr
         "bpe" => Tokenizer::Bpe { vocab: called.count(compute, "vocab")? },
         "tokenizer" => Tokenizer::File { path: called.text(compute, "path")?, span: called.span },
         name => mdl_graph::bug!("the table of tokenizers has `{name}`, and nothing reads it"),
+    })
+}
+
+fn read_template(compute: &mut dyn Compute, row: &'static FieldRow, expr: &Expr) -> Option<Template> {
+    let Takes::Call(rows) = row.takes else { return None };
+    let called = read::call(compute, row, rows, expr)?;
+    Some(match called.row.name {
+        "chatml" => Template::Chatml,
+        "jinja" => Template::File { path: called.text(compute, "path")?, span: called.span },
+        name => mdl_graph::bug!("the table of templates has `{name}`, and nothing reads it"),
     })
 }
 
@@ -322,6 +366,7 @@ fn gives(source: &Source) -> Gives {
         | Source::Jsonl { .. }
         | Source::Csv { .. }
         | Source::Lines { .. }
+        | Source::Chat { .. }
         | Source::Addition { .. } => Gives::Text,
         Source::RandomTokens { .. } => Gives::Tokens,
         Source::Idx { .. } => Gives::Images,
@@ -352,13 +397,28 @@ fn go_together(compute: &mut dyn Compute, fields: &Fields<'_>, spec: &DataSpec, 
         compute.report(problem);
         return false;
     }
-    let own = spec.split.parts.iter().filter_map(|part| match &part.share {
-        Share::Sources(sources) => Some(sources),
-        Share::Fraction(_) => None,
-    });
-    let all: Vec<Gives> = spec.sources.iter().chain(own.flatten()).map(gives).collect();
+    let all: Vec<Gives> = spec.all_sources().map(gives).collect();
+    let n_chats = spec.all_sources().filter(|source| matches!(source, Source::Chat { .. })).count();
     let Some(first) = all.first().copied() else { return true };
     let mut problems = Vec::new();
+    if n_chats == 0 && spec.template.is_some() {
+        problems.push(
+            Diagnostic::error(Code::E0308, "a template spells chats, and the block has none")
+                .label(before("template"), "not used")
+                .help("leave it out, or read chats: `source = chat(\"rows.json\")`"),
+        );
+    }
+    if n_chats > 0 && (n_chats < all.len() || matches!(spec.form, Form::Window { .. })) {
+        let (place, help) = match n_chats < all.len() {
+            true => ("source", "chats go with chats: make a block for each kind"),
+            false => ("window", "take `pack = t`, or `pad = t` for a row each"),
+        };
+        problems.push(
+            Diagnostic::error(Code::E0308, "a chat is a row of its own, and is not mixed with running text")
+                .label(before(place), "this does not go with chats")
+                .help(help),
+        );
+    }
     if all.iter().any(|other| *other != first) {
         problems.push(
             Diagnostic::error(Code::E0308, "the sources give different things")
@@ -380,12 +440,16 @@ fn go_together(compute: &mut dyn Compute, fields: &Fields<'_>, spec: &DataSpec, 
         }
         match (first, &spec.form) {
             (Gives::Text | Gives::Tokens, Form::Rows) => problems.push(
-                Diagnostic::error(Code::E0302, "`data` needs the field `window` or `pad`")
+                Diagnostic::error(Code::E0302, "`data` needs the field `window`, `pad` or `pack`")
                     .label(span, "missing in this block")
-                    .help("window: the axis of pieces of a running text; pad: the axis of rows of their own; `axis t = 256`, `window = t`"),
+                    .help("window: the axis of pieces of a running text; pad: the axis of rows of their own; pack: of rows that several share; `axis t = 256`, `window = t`"),
             ),
-            (Gives::Images, Form::Window { .. } | Form::Pad { .. }) => {
-                let field = if matches!(spec.form, Form::Window { .. }) { "window" } else { "pad" };
+            (Gives::Images, Form::Window { .. } | Form::Pad { .. } | Form::Pack { .. }) => {
+                let field = match spec.form {
+                    Form::Window { .. } => "window",
+                    Form::Pad { .. } => "pad",
+                    Form::Pack { .. } | Form::Rows => "pack",
+                };
                 problems.push(
                     Diagnostic::error(Code::E0308, format!("images are rows as they are, and have no `{field}`"))
                         .label(before(field), "not used"),

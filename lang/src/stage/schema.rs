@@ -7,7 +7,7 @@
 
 use crate::spec;
 
-use super::tables::{EVERY_EVALUATE, EVERY_SAMPLE, EVERY_SAVE, SOURCES, STOPS, TOKENIZERS};
+use super::tables::{EVERY_EVALUATE, EVERY_SAMPLE, EVERY_SAVE, SOURCES, STOPS, TEMPLATES, TOKENIZERS};
 
 /// A field of a block, or an argument of a function inside a field.
 #[derive(Debug)]
@@ -233,13 +233,19 @@ const DATA: &[FieldRow] = &[
         Need::Default("none"),
         "The axis that each row is cut or filled to: batches hold `ids`, `next`, `mask` and, where rows have one, `label`.",
     ),
+    row(
+        "pack",
+        Takes::Axis,
+        Need::Default("none"),
+        "The axis of rows that several examples share, each with positions of its own: batches also hold `document` and `position`.",
+    ),
+    row("template", Takes::Call(TEMPLATES), Need::Default("that of the tokenizer's folder"), "How chats become text."),
     row("seed", SEED, Need::Default("0"), "Draws another order of the rows."),
     later("clean", "Steps that repair text before it is used."),
     later("keep", "Conditions that rows must meet."),
     later("dedup", "Removes what is there twice."),
     later("augment", "Makes variants of rows."),
     later("balance", "Changes how often each group is drawn."),
-    later("pack", "Puts several documents into one row."),
     later("order", "Draws rows in an order of difficulty."),
 ];
 

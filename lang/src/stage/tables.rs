@@ -47,6 +47,31 @@ pub(super) const SOURCES: &[FunctionRow] = &[
     ),
     function("lines", &[PATH], "`label sentence` on each line, the label a whole number."),
     function(
+        "chat",
+        &[
+            PATH,
+            arg(
+                "format",
+                Takes::Choice(&["alpaca", "sharegpt", "messages"]),
+                Need::Default("told by the keys of the first row"),
+                "How a row is laid out: `instruction`, `input`, `output`; turns with `from` and `value`; or with `role` and `content`.",
+            ),
+            arg("messages", Takes::Column, Need::Default("`messages` or `conversations`"), "The column of the turns."),
+            arg("tools", Takes::Column, Need::Default("`tools`"), "The column of the functions that may be called."),
+            arg("system", Takes::Column, Need::Default("`system`"), "The column of what the system says first."),
+            arg("instruction", Takes::Column, Need::Default("`instruction`"), "The column of what is asked."),
+            arg("input", Takes::Column, Need::Default("`input`"), "The column of what it is asked about."),
+            arg("output", Takes::Column, Need::Default("`output`"), "The column of the answer."),
+            arg(
+                "long",
+                Takes::Choice(&["cut", "drop"]),
+                Need::Default("cut"),
+                "What becomes of a chat that is longer than its row.",
+            ),
+        ],
+        "Conversations, as a JSON list or an object on each line; the loss counts what the assistant says.",
+    ),
+    function(
         "idx",
         &[
             arg("images", Takes::Path, Need::Required, "The file of the images."),
@@ -106,11 +131,21 @@ pub(super) const TOKENIZERS: &[FunctionRow] = &[
             "path",
             Takes::Path,
             Need::Required,
-            "A `tokenizer.json`, or a folder with `vocab.json` and `merges.txt`.",
+            "A file, or a folder with `tokenizer.json`, `vocab.json` and `merges.txt`, `vocab.txt`, `spiece.model`, `sentencepiece.model` or `tokenizer.model`.",
         )],
         "One that was trained before.",
     ),
     later("words", "The words of the training part."),
+];
+
+/// `template = …`
+pub(super) const TEMPLATES: &[FunctionRow] = &[
+    function("chatml", &[], "`<|im_start|>user`, a line break, the message, `<|im_end|>`, and a line break."),
+    function(
+        "jinja",
+        &[arg("path", Takes::Path, Need::Required, "The file, as `transformers` reads them.")],
+        "A template in a file of its own.",
+    ),
 ];
 
 /// `evaluate = every(250, on: plays.val)`

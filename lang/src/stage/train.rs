@@ -337,7 +337,7 @@ impl Context<'_> {
                 let rows = facts.rows.iter().find(|(name, _)| name == PART).map_or(0, |(_, rows)| *rows);
                 return self.few_steps(steps.value.saturating_mul(rows).div_ceil(batch).max(1), span);
             }
-            (_, Form::Window { axis } | Form::Pad { axis }) => batch.saturating_mul(axis.size),
+            (_, Form::Window { axis } | Form::Pad { axis } | Form::Pack { axis }) => batch.saturating_mul(axis.size),
             (_, Form::Rows) => {
                 self.report(
                     Diagnostic::error(Code::E0304, "`steps` counts tokens, and the data has none")

@@ -41,11 +41,7 @@ impl World for FakeWorld {
     }
 
     fn data_facts(&self, spec: &DataSpec) -> Result<DataFacts, Vec<Problem>> {
-        let own = spec.split.parts.iter().filter_map(|part| match &part.share {
-            Share::Sources(sources) => Some(sources),
-            Share::Fraction(_) => None,
-        });
-        let sources: Vec<&Source> = spec.sources.iter().chain(own.flatten()).collect();
+        let sources: Vec<&Source> = spec.all_sources().collect();
         let mut problems = Vec::new();
         if let Some(code) = self.broken {
             let (code, message) = (code.to_owned(), "this is wrong with the data".to_owned());
@@ -107,12 +103,16 @@ fn fields(form: &Form, classes: u64) -> Vec<Field> {
             field("image", DType::F32, vec![Axis::new("row", 28), Axis::new("column", 28), Axis::new("channel", 1)]),
             field("label", DType::I32, Vec::new()),
         ],
-        Form::Window { axis } | Form::Pad { axis } => {
+        Form::Window { axis } | Form::Pad { axis } | Form::Pack { axis } => {
             let mut fields = vec![
                 field("ids", DType::I32, vec![axis.clone()]),
                 field("next", DType::I32, vec![axis.clone()]),
                 field("mask", DType::Bool, vec![axis.clone()]),
             ];
+            if matches!(form, Form::Pack { .. }) {
+                fields.push(field("document", DType::I32, vec![axis.clone()]));
+                fields.push(field("position", DType::I32, vec![axis.clone()]));
+            }
             if classes > 0 {
                 fields.push(field("label", DType::I32, Vec::new()));
             }

@@ -12,10 +12,13 @@
 //! number of rows that divides the size of a batch, and each row equally often: 40 rows left in batches of 64 are 32
 //! twice, then 8 eight times. So the mean of such a batch is the mean of its rows, without a mask for rows.
 
+use crate::dataset::pack::{Piece, pack};
 use crate::dataset::{Content, Ids, Part, TextRows};
 use crate::permutation::{Permutation, mix};
 use crate::problem::{MISMATCH, Problem, WINDOW};
+use mdl_graph::Axis;
 use mdl_lang::spec::{Field, Form};
+use std::ops::Range;
 use std::sync::Arc;
 
 /// The order in which items are served.
@@ -73,6 +76,12 @@ enum FieldName {
     Ids,
     Next,
     Mask,
+    /// Of a packed row: which of its documents a position is of, -1 behind the last.
+    Document,
+    /// Of a packed row: the position in its document.
+    Position,
+    /// Of chats: which answer the next token is of, counted from the last as 1; 0 for what others say, -1 behind the end.
+    Turn,
     Label,
     Image,
 }
@@ -91,7 +100,7 @@ impl Batcher {
         seed: u64,
     ) -> Result<Batcher, Problem> {
         let n_positions = match form {
-            Form::Window { axis } | Form::Pad { axis } => axis.size as usize,
+            Form::Window { axis } | Form::Pad { axis } | Form::Pack { axis } => axis.size as usize,
             Form::Rows => 1,
         };
         let (needed, n) = (n_positions + 1, part.content.n_tokens());
@@ -108,6 +117,9 @@ impl Batcher {
                 "ids" => FieldName::Ids,
                 "next" => FieldName::Next,
                 "mask" => FieldName::Mask,
+                "document" => FieldName::Document,
+                "position" => FieldName::Position,
+                "turn" => FieldName::Turn,
                 "label" => FieldName::Label,
                 "image" => FieldName::Image,
                 other => return Err(Problem::new(MISMATCH, format!("no batch has a field `{other}`"))),
@@ -205,6 +217,7 @@ impl Batcher {
             };
             let n_counted = match content {
                 Content::Rows(rows) => self.text_row(rows, place as usize, row, buffers),
+                Content::Packed(rows, bins) => self.pieces(rows, bins.row(place as usize), row, buffers),
                 Content::Pictures { .. } => self.picture(place as usize, row, buffers),
                 Content::Stream(_) => 0,
             };
@@ -270,21 +283,29 @@ impl Batcher {
 
     fn text_row(&self, rows: &TextRows, place: usize, row: usize, buffers: &mut [FieldSlice<'_>]) -> usize {
         let size = self.n_positions;
-        let start = if place == 0 { 0 } else { rows.ends[place - 1] as usize };
-        let n = rows.ends[place] as usize - start;
-        // With a label, the mask says which tokens are there; without, which have a next one that is to be learned.
-        let counted = match rows.labels {
-            Some(_) => 0..n.min(size),
-            None => (rows.prompts[place] as usize).saturating_sub(1).min(size)..n.saturating_sub(1).min(size),
-        };
+        let Range { start, end } = rows.row(place);
+        let n = end - start;
+        // The position of a token is that of the one before it.
+        let whole = Piece { document: place as u32, start: 0, len: n.saturating_sub(1).min(size) as u32 };
+        let mut n_counted = 0;
         for (field, buffer) in self.fields.iter().zip(buffers) {
             match (field.name, buffer) {
                 (FieldName::Ids, FieldSlice::I32(out)) => field.ids(out, row, &rows.ids, start, n.min(size), size),
                 (FieldName::Next, FieldSlice::I32(out)) => {
-                    let n_next = n.saturating_sub(1).min(size);
-                    field.ids(out, row, &rows.ids, start + 1, n_next, size);
+                    field.ids(out, row, &rows.ids, start + 1, whole.len as usize, size);
                 }
-                (FieldName::Mask, FieldSlice::Bool(out)) => field.mask(out, row, counted.clone(), size),
+                // With a label, the mask says which tokens are there; without, which have a next one that is to be learned.
+                (FieldName::Mask, FieldSlice::Bool(out)) if rows.labels.is_some() => {
+                    field.mask(out, row, 0..n.min(size), size);
+                }
+                (FieldName::Mask, FieldSlice::Bool(out)) => {
+                    field.mask(out, row, 0..0, size);
+                    learned(rows, whole, |_, places| field.put(out, row, places, 1));
+                }
+                (FieldName::Turn, FieldSlice::I32(out)) => {
+                    field.put(out, row, 0..size, -1);
+                    field.turns(out, row, rows, whole, 0);
+                }
                 (FieldName::Label, FieldSlice::I32(out)) => {
                     field.label(out, row, rows.labels.as_ref().map_or(0, |labels| labels[place]));
                 }
@@ -292,7 +313,58 @@ impl Batcher {
                 (name, _) => panic!("the buffer of {name:?} has another type"),
             }
         }
-        if rows.labels.is_some() { 1 } else { counted.len() }
+        learned(rows, whole, |_, places| n_counted += places.len());
+        if rows.labels.is_some() { 1 } else { n_counted }
+    }
+
+    /// A packed row.
+    fn pieces(&self, rows: &TextRows, pieces: &[Piece], row: usize, buffers: &mut [FieldSlice<'_>]) -> usize {
+        let size = self.n_positions;
+        let n_filled: usize = pieces.iter().map(|piece| piece.len as usize).sum();
+        // Each piece with its number and its first position in the row.
+        let placed = pieces.iter().scan(0, |next, piece| {
+            let at = *next;
+            *next += piece.len as usize;
+            Some((*piece, at))
+        });
+        let placed = (0..).zip(placed).map(|(nth, (piece, at)): (i32, _)| (nth, piece, at));
+        let mut n_counted = 0;
+        for (field, buffer) in self.fields.iter().zip(buffers) {
+            match (field.name, buffer) {
+                (FieldName::Mask, FieldSlice::Bool(out)) => {
+                    field.mask(out, row, 0..0, size);
+                    for (_, piece, at) in placed.clone() {
+                        learned(rows, piece, |_, places| field.put(out, row, places.start + at..places.end + at, 1));
+                    }
+                }
+                (FieldName::Label | FieldName::Image, _) => {}
+                (name, FieldSlice::I32(out)) => {
+                    let behind = if matches!(name, FieldName::Document | FieldName::Turn) { -1 } else { 0 };
+                    field.put(out, row, n_filled..size, behind);
+                    for (nth, piece, at) in placed.clone() {
+                        let (places, len) = (at..at + piece.len as usize, piece.len as usize);
+                        let first = rows.row(piece.document as usize).start + piece.start as usize;
+                        match name {
+                            FieldName::Ids => field.ids_at(out, row, &rows.ids, first..first + len, at),
+                            FieldName::Next => field.ids_at(out, row, &rows.ids, first + 1..first + 1 + len, at),
+                            FieldName::Document => field.put(out, row, places, nth),
+                            FieldName::Position => field.count(out, row, places),
+                            FieldName::Turn => field.turns(out, row, rows, piece, at),
+                            FieldName::Mask | FieldName::Label | FieldName::Image => {}
+                        }
+                    }
+                    if name == FieldName::Position {
+                        field.count(out, row, n_filled..size);
+                    }
+                }
+                (_, FieldSlice::Skip) => {}
+                (name, _) => panic!("the buffer of {name:?} has another type"),
+            }
+        }
+        for piece in pieces {
+            learned(rows, *piece, |_, places| n_counted += places.len());
+        }
+        n_counted
     }
 
     fn picture(&self, place: usize, row: usize, buffers: &mut [FieldSlice<'_>]) -> usize {
@@ -319,6 +391,21 @@ impl Batcher {
                 FieldSlice::Bool(out) => field.each(row, |at| out[at] = 0),
                 FieldSlice::Skip => {}
             }
+        }
+    }
+}
+
+/// Calls `each` with the positions of a piece whose next token is learned, as ranges from the piece's first on, and with the number
+/// of the answer, counted from the last of the document as 1.
+fn learned(rows: &TextRows, piece: Piece, mut each: impl FnMut(i32, Range<usize>)) {
+    let spans = rows.spans_of(piece.document as usize);
+    for (nth, span) in spans.iter().enumerate() {
+        // The position before a token tells it; the first token of all nobody tells.
+        let start = span.start.max(1) - 1;
+        let from = start.max(piece.start) - piece.start;
+        let to = span.end.saturating_sub(1).saturating_sub(piece.start).min(piece.len);
+        if from < to {
+            each((spans.len() - nth) as i32, from as usize..to as usize);
         }
     }
 }
@@ -361,7 +448,7 @@ impl Content {
     fn n_tokens(&self) -> Option<usize> {
         match self {
             Content::Stream(ids) => Some(ids.len()),
-            Content::Rows(_) | Content::Pictures { .. } => None,
+            Content::Rows(_) | Content::Packed(..) | Content::Pictures { .. } => None,
         }
     }
 
@@ -370,15 +457,22 @@ impl Content {
         match self {
             Content::Stream(ids) => n_cut(ids.len(), size),
             Content::Rows(rows) => rows.ends.len() as u64,
+            Content::Packed(_, bins) => bins.len() as u64,
             Content::Pictures { labels, .. } => labels.len() as u64,
         }
     }
 
     pub(crate) fn n_in_order(&self, form: &Form) -> u64 {
         match form {
-            Form::Window { axis } | Form::Pad { axis } => self.n_items(axis.size as usize),
+            Form::Window { axis } | Form::Pad { axis } | Form::Pack { axis } => self.n_items(axis.size as usize),
             Form::Rows => self.n_items(1),
         }
+    }
+
+    /// Rows of an axis with several documents each.
+    pub(crate) fn packed(rows: TextRows, axis: &Axis, splits: bool) -> Content {
+        let bins = pack(&rows, axis.size as usize, splits);
+        Content::Packed(rows, bins)
     }
 }
 
@@ -423,7 +517,38 @@ impl FieldPlace {
         (n_real..size).for_each(|i| out[first + i * stride] = 0);
     }
 
-    fn mask(&self, out: &mut [u8], row: usize, counted: std::ops::Range<usize>, size: usize) {
+    /// Ids from position `at` on.
+    fn ids_at(&self, out: &mut [i32], row: usize, ids: &Ids, places: Range<usize>, at: usize) {
+        self.check(out.len());
+        let (first, stride) = (row * self.strides[0] + at * self.strides[1], self.strides[1]);
+        match ids {
+            Ids::U8(ids) => put_ids(out, first, stride, &ids[places]),
+            Ids::U16(ids) => put_ids(out, first, stride, &ids[places]),
+            Ids::U32(ids) => (0..).zip(&ids[places]).for_each(|(i, &id)| out[first + i * stride] = id as i32),
+        }
+    }
+
+    /// One value at many positions of a row.
+    fn put<T: Copy>(&self, out: &mut [T], row: usize, places: Range<usize>, value: T) {
+        self.check(out.len());
+        let (first, stride) = (row * self.strides[0], self.strides[1]);
+        places.for_each(|i| out[first + i * stride] = value);
+    }
+
+    /// 0, 1, 2, … from the first of these positions on.
+    fn count(&self, out: &mut [i32], row: usize, places: Range<usize>) {
+        self.check(out.len());
+        let (first, stride) = (row * self.strides[0], self.strides[1]);
+        places.zip(0..).for_each(|(i, n)| out[first + i * stride] = n);
+    }
+
+    /// Of which answer each next token of a piece is that begins at position `at`.
+    fn turns(&self, out: &mut [i32], row: usize, rows: &TextRows, piece: Piece, at: usize) {
+        self.put(out, row, at..at + piece.len as usize, 0);
+        learned(rows, piece, |answer, places| self.put(out, row, places.start + at..places.end + at, answer));
+    }
+
+    fn mask(&self, out: &mut [u8], row: usize, counted: Range<usize>, size: usize) {
         self.check(out.len());
         let (first, stride) = (row * self.strides[0], self.strides[1]);
         (0..size).for_each(|i| out[first + i * stride] = u8::from(counted.contains(&i)));

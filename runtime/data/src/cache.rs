@@ -5,12 +5,12 @@
 //! Pictures are not kept: their files are as quick to read.
 
 use crate::atomic::{recover, write_folder};
-use crate::dataset::{Content, Dataset, Ids, Part, TextRows};
+use crate::dataset::{Content, Dataset, Ids, Part, TextRows, is_chat};
 use crate::facts::Facts;
 use crate::problem::{BAD_FILE, CACHE, Problem};
 use crate::source::hex;
 use crate::tokenizer::Tokenizer;
-use mdl_lang::spec::DataSpec;
+use mdl_lang::spec::{DataSpec, Form};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use std::fs;
@@ -20,7 +20,7 @@ use std::sync::Arc;
 const REPORT: &str = "report.json";
 const IDS: &str = "ids.bin";
 const TOKENIZER: &str = "tokenizer.json";
-const MAGIC: &[u8; 8] = b"mdlids01";
+const MAGIC: &[u8; 8] = b"mdlids02";
 
 /// The facts, and what the files beside them must hash to.
 #[derive(Serialize, Deserialize)]
@@ -35,7 +35,7 @@ struct Header {
     parts: Vec<PartHeader>,
 }
 
-/// The arrays of a part, in this order: ids, and for rows also ends, prompts and labels.
+/// The arrays of a part, in this order: ids, and for rows also ends, the starts and ends of spans, where those of each row end, and labels.
 #[derive(Serialize, Deserialize)]
 struct PartHeader {
     name: String,
@@ -47,6 +47,7 @@ struct PartHeader {
 #[derive(Serialize, Deserialize)]
 struct RowsHeader {
     n_rows: usize,
+    n_spans: usize,
     has_labels: bool,
 }
 
@@ -89,7 +90,7 @@ pub(crate) fn load(cache: &Path, hash: &str, spec: &DataSpec) -> Result<Option<D
             Some(Tokenizer::from_json(&text)?)
         }
     };
-    let parts = parse(&bytes).ok_or_else(|| damaged(IDS, "is cut off"))?;
+    let parts = parse(&bytes, spec).ok_or_else(|| damaged(IDS, "is cut off"))?;
     Ok(Some(Dataset { facts: report.facts, tokenizer, form: spec.form.clone(), seed: spec.seed, parts }))
 }
 
@@ -122,7 +123,7 @@ fn serialize(dataset: &Dataset) -> Option<Vec<u8>> {
     for part in &dataset.parts {
         let (ids, rows) = match &part.content {
             Content::Stream(ids) => (ids, None),
-            Content::Rows(rows) => (&rows.ids, Some(rows)),
+            Content::Rows(rows) | Content::Packed(rows, _) => (&rows.ids, Some(rows)),
             Content::Pictures { .. } => return None,
         };
         let id_bytes = match ids {
@@ -137,10 +138,16 @@ fn serialize(dataset: &Dataset) -> Option<Vec<u8>> {
         }
         if let Some(rows) = rows {
             rows.ends.iter().for_each(|end| body.extend_from_slice(&end.to_le_bytes()));
-            rows.prompts.iter().for_each(|n| body.extend_from_slice(&n.to_le_bytes()));
+            rows.spans.iter().for_each(|span| body.extend_from_slice(&span.start.to_le_bytes()));
+            rows.spans.iter().for_each(|span| body.extend_from_slice(&span.end.to_le_bytes()));
+            rows.span_ends.iter().for_each(|end| body.extend_from_slice(&end.to_le_bytes()));
             rows.labels.iter().flatten().for_each(|label| body.extend_from_slice(&label.to_le_bytes()));
         }
-        let rows = rows.map(|rows| RowsHeader { n_rows: rows.ends.len(), has_labels: rows.labels.is_some() });
+        let rows = rows.map(|rows| RowsHeader {
+            n_rows: rows.ends.len(),
+            n_spans: rows.spans.len(),
+            has_labels: rows.labels.is_some(),
+        });
         headers.push(PartHeader { name: part.name.clone(), n_ids: ids.len(), id_bytes, rows });
     }
     let header = serde_json::to_vec(&Header { parts: headers }).ok()?;
@@ -153,7 +160,7 @@ fn serialize(dataset: &Dataset) -> Option<Vec<u8>> {
 }
 
 /// `None` where the bytes are not what [`serialize`] writes.
-fn parse(bytes: &[u8]) -> Option<Vec<Arc<Part>>> {
+fn parse(bytes: &[u8], spec: &DataSpec) -> Option<Vec<Arc<Part>>> {
     let mut rest = bytes.strip_prefix(MAGIC)?;
     let n_header = u64::from_le_bytes(*take(&mut rest, 8)?.as_array()?);
     let header: Header = serde_json::from_slice(take(&mut rest, usize::try_from(n_header).ok()?)?).ok()?;
@@ -168,17 +175,25 @@ fn parse(bytes: &[u8]) -> Option<Vec<Arc<Part>>> {
         };
         let content = match part.rows {
             None => Content::Stream(ids),
-            Some(RowsHeader { n_rows, has_labels }) => {
+            Some(RowsHeader { n_rows, n_spans, has_labels }) => {
                 let ends: Vec<u64> = numbers(take(&mut rest, n_rows.checked_mul(8)?)?, u64::from_le_bytes);
-                let prompts = numbers(take(&mut rest, n_rows.checked_mul(4)?)?, u32::from_le_bytes);
+                let mut places = || Some(numbers(take(&mut rest, n_spans.checked_mul(4)?)?, u32::from_le_bytes));
+                let (starts, span_lasts) = (places()?, places()?);
+                let spans = starts.into_iter().zip(span_lasts).map(|(start, end)| start..end).collect();
+                let span_ends: Vec<u64> = numbers(take(&mut rest, n_rows.checked_mul(8)?)?, u64::from_le_bytes);
                 let labels = match has_labels {
                     true => Some(numbers(take(&mut rest, n_rows.checked_mul(4)?)?, i32::from_le_bytes)),
                     false => None,
                 };
-                if !ends.is_sorted() || ends.last().is_some_and(|&end| end != ids.len() as u64) {
+                let fits = |ends: &[u64], n: usize| ends.is_sorted() && ends.last().is_none_or(|&end| end == n as u64);
+                if !fits(&ends, ids.len()) || !fits(&span_ends, n_spans) {
                     return None;
                 }
-                Content::Rows(TextRows { ids, ends, prompts, labels })
+                let rows = TextRows { ids, ends, spans, span_ends, labels };
+                match &spec.form {
+                    Form::Pack { axis } => Content::packed(rows, axis, !is_chat(spec)),
+                    _ => Content::Rows(rows),
+                }
             }
         };
         parts.push(Arc::new(Part { name: part.name, content }));

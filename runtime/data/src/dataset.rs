@@ -6,18 +6,22 @@
 mod checks;
 mod corpus;
 mod encode;
+pub(crate) mod pack;
 mod parsed;
+mod spell;
 
 use crate::batch::{Batcher, Order};
 use crate::cache;
 use crate::facts::Facts;
 use crate::problem::{Checked, Problem, SPLIT};
 use crate::tokenizer::Tokenizer;
-use mdl_lang::spec::{DataSpec, Form};
+use mdl_lang::spec::{DataSpec, Form, Source};
+use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 
 pub(crate) use corpus::Corpus;
+pub use spell::template_of;
 
 /// Data that is ready: ids in memory, batches by step.
 #[derive(Clone, Debug)]
@@ -40,6 +44,7 @@ pub(crate) struct Part {
 pub(crate) enum Content {
     Stream(Ids),
     Rows(TextRows),
+    Packed(TextRows, pack::Bins),
     Pictures { rows: usize, columns: usize, channels: usize, pixels: Vec<u8>, labels: Vec<i32> },
 }
 
@@ -49,9 +54,34 @@ pub(crate) struct TextRows {
     pub(crate) ids: Ids,
     /// Where each row ends in `ids`.
     pub(crate) ends: Vec<u64>,
-    /// How many ids of each row are read and not learned.
-    pub(crate) prompts: Vec<u32>,
+    /// What of each row is learned: places of ids in the row, in order, and where those of each row end in `spans`. Of rows with
+    /// a label there are none.
+    pub(crate) spans: Vec<Range<u32>>,
+    pub(crate) span_ends: Vec<u64>,
     pub(crate) labels: Option<Vec<i32>>,
+}
+
+/// Whether the rows of a block are chats.
+pub(crate) fn is_chat(spec: &DataSpec) -> bool {
+    spec.all_sources().any(|source| matches!(source, Source::Chat { .. }))
+}
+
+impl TextRows {
+    pub(crate) fn new(vocab: u64) -> TextRows {
+        let (ends, spans, span_ends) = (Vec::new(), Vec::new(), Vec::new());
+        TextRows { ids: Ids::new(vocab), ends, spans, span_ends, labels: None }
+    }
+
+    /// The places of a row in `ids`.
+    pub(crate) fn row(&self, row: usize) -> Range<usize> {
+        let start = if row == 0 { 0 } else { self.ends[row - 1] };
+        start as usize..self.ends[row] as usize
+    }
+
+    pub(crate) fn spans_of(&self, row: usize) -> &[Range<u32>] {
+        let start = if row == 0 { 0 } else { self.span_ends[row - 1] };
+        &self.spans[start as usize..self.span_ends[row] as usize]
+    }
 }
 
 /// Token ids in the smallest type that holds them.
@@ -132,5 +162,7 @@ impl Dataset {
     }
 }
 
+#[cfg(test)]
+mod chats;
 #[cfg(test)]
 mod tests;

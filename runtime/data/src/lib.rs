@@ -10,6 +10,7 @@
 pub mod atomic;
 pub mod batch;
 mod cache;
+pub mod chat;
 pub mod dataset;
 pub mod facts;
 pub mod permutation;
@@ -21,7 +22,8 @@ mod testing;
 pub mod tokenizer;
 
 pub use batch::{Batcher, FieldSlice, Filled, Order};
-pub use dataset::{Dataset, prepare};
+pub use chat::{Chat, Template};
+pub use dataset::{Dataset, prepare, template_of};
 pub use facts::{Facts, FileFacts, PartFacts, describe};
 pub use problem::{Checked, Problem};
 pub use tokenizer::Tokenizer;

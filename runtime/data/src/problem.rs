@@ -54,6 +54,16 @@ pub const UNKNOWN_CHAR: &str = "E0511";
 pub const MISMATCH: &str = "E0512";
 /// The prepared data cannot be written.
 pub const CACHE: &str = "E0513";
+/// A chat template that is missing, cannot be read, or runs without end.
+pub const TEMPLATE: &str = "E0514";
+/// A chat that its template cannot spell.
+pub const BAD_CHAT: &str = "E0515";
+/// Answers whose end is never learned.
+pub const NO_END: &str = "E0516";
+/// Two tokens that begin a text, one after the other.
+pub const TWICE_BEGUN: &str = "E0517";
+/// A row that is cut before anything of it is learned.
+pub const CUT_EMPTY: &str = "E0518";
 
 impl Problem {
     pub fn new(code: &'static str, message: impl Into<String>) -> Problem {

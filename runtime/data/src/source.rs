@@ -3,11 +3,13 @@
 //! Reading has two steps, so that prepared data can be found by its content without parsing anything: [`gather`] finds
 //! and reads the files, [`Gathered::examples`] unpacks and parses them.
 
+mod chats;
 mod files;
 mod generated;
 mod idx;
 mod rows;
 
+use crate::chat::{Chat, Said};
 use crate::problem::{Checked, MISMATCH, Problem};
 use mdl_graph::Span;
 use mdl_lang::spec::Source;
@@ -25,6 +27,9 @@ pub struct Document {
     pub label: Option<String>,
     /// How many bytes of `text` are read and not learned.
     pub prompt_bytes: usize,
+    /// Of a chat the messages, which `text` spells once a template has seen them, and what of `text` is learned.
+    pub chat: Option<Box<Chat>>,
+    pub said: Vec<Said>,
     /// Documents of one group stay in one part of a split.
     pub group: Option<u64>,
     /// Index into the source files, and the line there: for messages.
@@ -69,7 +74,8 @@ fn files_of(source: &Source, base: &Path) -> Checked<Vec<SourceFile>> {
         Source::Text { path, .. }
         | Source::Jsonl { path, .. }
         | Source::Csv { path, .. }
-        | Source::Lines { path, .. } => files::read(path, base),
+        | Source::Lines { path, .. }
+        | Source::Chat { path, .. } => files::read(path, base),
         Source::Idx { images, labels, .. } => {
             let mut problems = Vec::new();
             let mut all = Vec::new();
@@ -126,6 +132,9 @@ fn parse(source: &Source, files: &[SourceFile], first_file: usize) -> Checked<Ex
             rows::all(files, first_file, |file, out| rows::csv(file, *header, *delimiter, &columns, out))
         }
         Source::Lines { .. } => rows::all(files, first_file, rows::labelled_lines),
+        Source::Chat { format, columns, .. } => {
+            rows::all(files, first_file, |file, out| chats::chats(file, *format, columns, out))
+        }
         Source::Idx { .. } => Ok(Examples::Pictures(idx::pictures(files)?)),
         Source::Addition { digits, .. } => Ok(Examples::Documents(generated::addition(*digits)?)),
         Source::RandomTokens { vocab, count, .. } => {
@@ -142,6 +151,7 @@ pub fn span_of(source: &Source) -> Span {
         | Source::Jsonl { span, .. }
         | Source::Csv { span, .. }
         | Source::Lines { span, .. }
+        | Source::Chat { span, .. }
         | Source::Idx { span, .. }
         | Source::Addition { span, .. }
         | Source::RandomTokens { span, .. } => *span,

@@ -40,7 +40,14 @@ pub(crate) fn shared(name: &str) -> Option<PathBuf> {
 
 pub(crate) fn spec(source: Source) -> DataSpec {
     let split = Split { parts: Vec::new(), stratify: false };
-    DataSpec { sources: vec![source], tokenizer: Some(Tokenizer::Chars), split, form: window(8), seed: 1 }
+    DataSpec {
+        sources: vec![source],
+        tokenizer: Some(Tokenizer::Chars),
+        template: None,
+        split,
+        form: window(8),
+        seed: 1,
+    }
 }
 
 pub(crate) fn window(size: u64) -> Form {
@@ -94,4 +101,13 @@ pub(crate) fn addition(digits: u32) -> Source {
 
 pub(crate) fn random_tokens(vocab: u64, count: u64) -> Source {
     Source::RandomTokens { vocab, count, span: nowhere() }
+}
+
+pub(crate) fn chats(path: &str) -> Source {
+    let columns = mdl_lang::spec::ChatColumns::default();
+    Source::Chat { path: path.to_string(), format: None, columns, long: mdl_lang::spec::Long::Cut, span: nowhere() }
+}
+
+pub(crate) fn pack(size: u64) -> Form {
+    Form::Pack { axis: Axis::new("t", size) }
 }

@@ -4,20 +4,28 @@
 //! a trained model can be given a prompt without the corpus that it learned from.
 
 mod chars;
+mod files;
+mod older;
 mod pieces;
+mod sentencepiece;
 
-use crate::problem::{NO_FILE, Problem, TOKENIZER};
+use crate::problem::{Problem, TOKENIZER};
 use crate::source::SourceFile;
 use chars::Chars;
 use pieces::Pieces;
 use serde_json::{Value, json};
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::ops::Range;
+use std::path::Path;
+use std::sync::Arc;
+
+pub use files::{Extra, files_at};
 
 /// A tokenizer that is ready for use.
 #[derive(Clone, Debug)]
 pub struct Tokenizer {
     kind: Kind,
+    extra: Arc<Extra>,
 }
 
 #[derive(Clone, Debug)]
@@ -30,29 +38,34 @@ enum Kind {
 impl Tokenizer {
     /// One token per character of the texts, in order of code points.
     pub fn chars(texts: &[&str]) -> Tokenizer {
-        Tokenizer { kind: Kind::Chars(Box::new(Chars::of(texts))) }
+        Tokenizer::plain(Kind::Chars(Box::new(Chars::of(texts))))
     }
 
     /// One token per byte.
     pub fn bytes() -> Tokenizer {
-        Tokenizer { kind: Kind::Bytes }
+        Tokenizer::plain(Kind::Bytes)
     }
 
-    /// Learns byte-level pair encoding from texts. The same texts in the same order give the same tokenizer.
-    pub fn learn_bpe(texts: &[&str], vocab: u32) -> Result<Tokenizer, Problem> {
-        Ok(Tokenizer { kind: Kind::Pieces(Box::new(pieces::learn(texts, vocab)?)) })
+    /// Learns byte-level pair encoding from texts, with special tokens of the caller's. The same texts in the same order give the
+    /// same tokenizer.
+    pub fn learn_bpe(texts: &[&str], vocab: u32, special: &[String]) -> Result<Tokenizer, Problem> {
+        Ok(Tokenizer::plain(Kind::Pieces(Box::new(pieces::learn(texts, vocab, special)?))))
     }
 
-    /// Reads a tokenizer from its files: a `tokenizer.json`, or `vocab.json` and `merges.txt`.
+    fn plain(kind: Kind) -> Tokenizer {
+        Tokenizer { kind, extra: Arc::default() }
+    }
+
+    /// Reads a tokenizer from its files: those that [`files_at`] finds.
     pub fn from_files(files: &[SourceFile]) -> Result<Tokenizer, Problem> {
-        match files {
-            [file] => Tokenizer::from_json(&file.text()?).map_err(|problem| problem.at(&file.path)),
-            [vocab, merges] => {
-                let json = pieces::join(&vocab.text()?, &merges.text()?, &vocab.path, &merges.path)?;
-                Tokenizer::from_json(&json).map_err(|problem| problem.at(&vocab.path))
-            }
-            _ => Err(Problem::new(TOKENIZER, format!("a tokenizer has one file or two, not {}", files.len()))),
-        }
+        let (value, extra) = files::read(files)?;
+        let at = |problem: Problem| match (&problem.path, files.first()) {
+            (None, Some(file)) => problem.at(&file.path),
+            _ => problem,
+        };
+        let mut tokenizer = Tokenizer::from_value(&value).map_err(at)?;
+        tokenizer.extra = Arc::new(extra);
+        Ok(tokenizer)
     }
 
     /// Reads what [`Tokenizer::to_json`] wrote, or any `tokenizer.json`.
@@ -60,13 +73,24 @@ impl Tokenizer {
         let value: Value = serde_json::from_str(text).map_err(|error| {
             Problem::new(TOKENIZER, format!("the tokenizer is not JSON: {error}")).line(error.line() as u64)
         })?;
+        Tokenizer::from_value(&value)
+    }
+
+    fn from_value(value: &Value) -> Result<Tokenizer, Problem> {
         let kind = match value.get("type").and_then(Value::as_str) {
-            Some("chars") => Kind::Chars(Box::new(Chars::from_json(&value)?)),
+            Some("chars") => Kind::Chars(Box::new(Chars::from_json(value)?)),
             Some("bytes") => Kind::Bytes,
+            Some("pieces") => {
+                let part = |name: &str| value.get(name).cloned().unwrap_or_default();
+                let extra: Extra = serde_json::from_value(part("extra"))
+                    .map_err(|error| Problem::new(TOKENIZER, format!("its special tokens are broken: {error}")))?;
+                let pieces = Pieces::from_json(&part("pieces"))?;
+                return Ok(Tokenizer { kind: Kind::Pieces(Box::new(pieces)), extra: Arc::new(extra) });
+            }
             Some(other) => return Err(Problem::new(TOKENIZER, format!("there is no tokenizer of type `{other}`"))),
-            None => Kind::Pieces(Box::new(Pieces::from_json(text, &value)?)),
+            None => Kind::Pieces(Box::new(Pieces::from_json(value)?)),
         };
-        Ok(Tokenizer { kind })
+        Ok(Tokenizer::plain(kind))
     }
 
     /// The whole tokenizer as JSON; in the format of `tokenizer.json` where that can say it.
@@ -74,7 +98,36 @@ impl Tokenizer {
         match &self.kind {
             Kind::Chars(chars) => chars.to_json(),
             Kind::Bytes => json!({ "type": "bytes" }).to_string(),
-            Kind::Pieces(pieces) => pieces.json().to_string(),
+            Kind::Pieces(pieces) if *self.extra == Extra::default() => pieces.json().to_string(),
+            Kind::Pieces(pieces) => {
+                let extra = serde_json::to_string(&*self.extra).unwrap_or_default();
+                format!("{{\"type\":\"pieces\",\"extra\":{extra},\"pieces\":{}}}", pieces.json())
+            }
+        }
+    }
+
+    /// Special tokens and the chat template, as far as its files say.
+    pub fn extra(&self) -> &Extra {
+        &self.extra
+    }
+
+    /// The id of a token that the vocabulary has as a whole.
+    pub fn id_of(&self, token: &str) -> Option<u32> {
+        match &self.kind {
+            Kind::Pieces(pieces) => pieces.id_of(token),
+            Kind::Chars(_) | Kind::Bytes => None,
+        }
+    }
+
+    /// The ids of a text, each with the bytes of the text that it stands for.
+    pub fn encode_places(&self, text: &str) -> Result<Vec<(u32, Range<usize>)>, Problem> {
+        match &self.kind {
+            Kind::Chars(chars) => {
+                let places = text.char_indices().map(|(at, c)| at..at + c.len_utf8());
+                Ok(chars.encode(text)?.into_iter().zip(places).collect())
+            }
+            Kind::Bytes => Ok((0..).zip(text.bytes()).map(|(at, byte)| (u32::from(byte), at..at + 1)).collect()),
+            Kind::Pieces(pieces) => pieces.encode_places(text),
         }
     }
 
@@ -120,7 +173,10 @@ impl Tokenizer {
     pub fn end_of_text(&self) -> Option<u32> {
         match &self.kind {
             Kind::Chars(_) | Kind::Bytes => None,
-            Kind::Pieces(pieces) => pieces.end_of_text(),
+            Kind::Pieces(pieces) => {
+                let own = self.extra.eos.as_deref().and_then(|token| pieces.id_of(token));
+                own.or_else(|| pieces.end_of_text())
+            }
         }
     }
 
@@ -130,35 +186,21 @@ impl Tokenizer {
     }
 }
 
-/// The files of a tokenizer by path: a file, or a folder with `tokenizer.json`, or with `vocab.json` and `merges.txt`.
-pub fn files_at(path: &str, base: &Path) -> Result<Vec<PathBuf>, Problem> {
-    let path = base.join(path);
-    if !path.is_dir() {
-        return Ok(vec![path]);
-    }
-    let whole = path.join("tokenizer.json");
-    if whole.is_file() {
-        return Ok(vec![whole]);
-    }
-    let pair = [path.join("vocab.json"), path.join("merges.txt")];
-    if pair.iter().all(|file| file.is_file()) {
-        return Ok(pair.into());
-    }
-    let message = format!("{} holds no tokenizer", path.display());
-    Err(Problem::new(NO_FILE, message).at(&path).help("it needs tokenizer.json, or vocab.json and merges.txt"))
-}
-
 /// How many ids a tokenizer has, from its files alone and without building it: for `mdlc check`.
 pub fn vocab_of_files(files: &[SourceFile]) -> Result<u32, Problem> {
-    let Some(file) = files.first() else { return Err(Problem::new(TOKENIZER, "the tokenizer has no file")) };
-    let value: Value = serde_json::from_str(&file.text()?).map_err(|error| {
-        let message = format!("{} is not JSON: {error}", file.path.display());
-        Problem::new(TOKENIZER, message).at(&file.path).line(error.line() as u64)
-    })?;
+    let (value, _) = files::read(files)?;
     match value.get("type").and_then(Value::as_str) {
-        Some(_) => Ok(Tokenizer::from_json(&file.text()?)?.vocab_size()),
-        None => pieces::vocab_of(&value).map_err(|problem| problem.at(&file.path)),
+        Some(_) => Ok(Tokenizer::from_value(&value)?.vocab_size()),
+        None => pieces::vocab_of(&value).map_err(|problem| match files.first() {
+            Some(file) => problem.at(&file.path),
+            None => problem,
+        }),
     }
+}
+
+/// The special tokens and the chat template of a tokenizer, from its files alone.
+pub(crate) fn extra_of_files(files: &[SourceFile]) -> Result<Extra, Problem> {
+    files::read(files).map(|(_, extra)| extra)
 }
 
 /// A size that byte-level pair encoding can have.

@@ -221,6 +221,21 @@ pub(super) fn is_map(elab: &mut Elaborator<'_>, call: &mut Call<'_>) -> Eval<Val
     }
 }
 
+pub(super) fn has(elab: &mut Elaborator<'_>, call: &mut Call<'_>) -> Eval<Value> {
+    elab.no_axes(call)?;
+    let [record, name] = elab.take_args(call, ["record", "name"], 2)?;
+    match (record, name) {
+        (Some((Value::Record(fields), _)), Some((Value::Str(name), _))) => {
+            Ok(Value::Bool(fields.iter().any(|(field, _)| **field == *name)))
+        }
+        (Some((Value::Record(_), _)), Some((other, span))) | (Some((other, span)), _) => {
+            let message = format!("`has` takes a record and a name, not {}", other.kind());
+            Err(elab.error(Code::E0209, message, span, format!("this is {}", other.kind())))
+        }
+        (None, _) => Err(Stop),
+    }
+}
+
 pub(super) fn len(elab: &mut Elaborator<'_>, call: &mut Call<'_>) -> Eval<Value> {
     elab.no_axes(call)?;
     let [list] = elab.take_args(call, ["list"], 1)?;

@@ -74,6 +74,7 @@ builtins! {
     "detach", "`detach(x)`: x, through which no gradient flows", math::detach;
     "is_map", "`is_map(w)`: whether a weight has an arrow", math::is_map;
     "len", "`len(list)`, `len(record)`", math::len;
+    "has", "`has(record, \"name\")`: whether a record has a field of that name", math::has;
     "sum", "`sum[over](x, where: mask)`; `sum(x)` takes all axes", reduce::sum;
     "mean", "`mean[over](x, where: mask)`; of nothing it is 0", reduce::mean;
     "max", "`max[over](x)`, or `max(a, b)` element by element", reduce::max;
@@ -134,7 +135,7 @@ static CONSTANTS: &[Builtin] = &[
 ];
 
 /// What is of the language, but comes later.
-const LATER: &[&str] = &["merge", "generate", "assistant"];
+const LATER: &[&str] = &["merge", "generate"];
 
 pub(super) fn find(name: &str) -> Option<&'static Builtin> {
     BUILTINS.iter().chain(CONSTANTS).find(|builtin| builtin.name == name)

@@ -27,8 +27,8 @@ pub(super) fn fits(spec: &DataSpec, examples: &Examples) -> Option<Problem> {
     let wrong = |message: &str, help: &str| Some(Problem::new(MISMATCH, message).help(help));
     let has_tokenizer = spec.tokenizer.is_some();
     match (examples, &spec.form) {
-        (Examples::Pictures(_), Form::Window { .. } | Form::Pad { .. }) => {
-            wrong("pictures have no positions to cut or fill", "take `window` or `pad` out")
+        (Examples::Pictures(_), Form::Window { .. } | Form::Pad { .. } | Form::Pack { .. }) => {
+            wrong("pictures have no positions to cut or fill", "take `window`, `pad` or `pack` out")
         }
         (Examples::Pictures(_), Form::Rows) if has_tokenizer => {
             wrong("pictures are not tokenized", "take `tokenizer` out")
@@ -41,8 +41,8 @@ pub(super) fn fits(spec: &DataSpec, examples: &Examples) -> Option<Problem> {
         (Examples::Ids { .. }, _) if has_tokenizer => {
             wrong("generated tokens are numbers already", "take `tokenizer` out")
         }
-        (Examples::Text(_) | Examples::Ids { .. }, Form::Pad { .. }) => {
-            wrong("a running text has no rows", "take `window = t` in place of `pad`")
+        (Examples::Text(_) | Examples::Ids { .. }, Form::Pad { .. } | Form::Pack { .. }) => {
+            wrong("a running text has no rows", "take `window = t` in place of `pad` or `pack`")
         }
         (Examples::Ids { .. }, Form::Window { .. }) => None,
         (Examples::Text(_) | Examples::Documents(_), _) if !has_tokenizer => wrong(
@@ -53,7 +53,10 @@ pub(super) fn fits(spec: &DataSpec, examples: &Examples) -> Option<Problem> {
             "a window runs across documents, so their labels have no place",
             "take `pad = t`, or leave the label out",
         ),
-        (Examples::Text(_) | Examples::Documents(_), Form::Window { .. } | Form::Pad { .. }) => None,
+        (Examples::Documents(documents), Form::Pack { .. }) if documents.iter().any(|d| d.label.is_some()) => {
+            wrong("a packed row has many documents and room for one label", "take `pad = t`, or leave the label out")
+        }
+        (Examples::Text(_) | Examples::Documents(_), _) => None,
     }
 }
 

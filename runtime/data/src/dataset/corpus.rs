@@ -1,6 +1,7 @@
 //! The files of a `data` block: found, read, hashed, and cut into parts.
 
 use super::parsed::Parsed;
+use super::{is_chat, spell};
 use crate::facts::FileFacts;
 use crate::problem::{Checked, MISMATCH, Problem};
 use crate::source::{self, Gathered, SourceFile};
@@ -15,11 +16,12 @@ pub(crate) struct Corpus {
     shared: Gathered,
     own: Vec<Option<Gathered>>,
     tokenizer_files: Vec<SourceFile>,
+    template_file: Option<SourceFile>,
     hash: String,
 }
 
 /// Changes when the meaning of prepared data changes, so that old caches are not found.
-const FORMAT: &str = "mdl-data 1";
+const FORMAT: &str = "mdl-data 2";
 
 impl Corpus {
     /// Finds and reads every file that the block names.
@@ -52,10 +54,14 @@ impl Corpus {
             },
             _ => Vec::new(),
         };
+        let template_file = spell::file_of(spec, base).unwrap_or_else(|more| {
+            problems.extend(more);
+            None
+        });
         match shared {
             Some(shared) if problems.is_empty() => {
-                let hash = hash(spec, &shared, &own, &tokenizer_files);
-                Ok(Corpus { shared, own, tokenizer_files, hash })
+                let hash = hash(spec, &shared, &own, tokenizer_files.iter().chain(&template_file));
+                Ok(Corpus { shared, own, tokenizer_files, template_file, hash })
             }
             _ => Err(problems),
         }
@@ -113,7 +119,11 @@ impl Corpus {
         parts.sort_by_key(|(name, _)| place(name));
         let gathered = std::iter::once(&self.shared).chain(self.own.iter().flatten());
         let mut files: Vec<FileFacts> = gathered.flat_map(Gathered::files).map(file_facts).collect();
-        files.extend(self.tokenizer_files.iter().map(file_facts));
+        files.extend(self.tokenizer_files.iter().chain(&self.template_file).map(file_facts));
+        if is_chat(spec) {
+            let template = spell::template(spec, &self.tokenizer_files, self.template_file.as_ref())?;
+            spell::all(&template, &mut parts, &files)?;
+        }
         Parsed::new(spec, parts, files, self.tokenizer_files, self.hash)
     }
 }
@@ -122,7 +132,7 @@ fn file_facts(file: &SourceFile) -> FileFacts {
     FileFacts { path: file.path.display().to_string(), bytes: file.stored.len() as u64, sha256: file.sha256.clone() }
 }
 
-fn tokenizer_files(path: &str, base: &Path) -> Checked<Vec<SourceFile>> {
+pub(super) fn tokenizer_files(path: &str, base: &Path) -> Checked<Vec<SourceFile>> {
     let mut files = Vec::new();
     for path in tokenizer::files_at(path, base)? {
         files.append(&mut source::read_files(&path.to_string_lossy(), base)?);
@@ -131,7 +141,12 @@ fn tokenizer_files(path: &str, base: &Path) -> Checked<Vec<SourceFile>> {
 }
 
 /// Hashes what the block says, but for where things are written down, and the content of every file.
-fn hash(spec: &DataSpec, shared: &Gathered, own: &[Option<Gathered>], tokenizer: &[SourceFile]) -> String {
+fn hash<'a>(
+    spec: &DataSpec,
+    shared: &Gathered,
+    own: &[Option<Gathered>],
+    beside: impl Iterator<Item = &'a SourceFile>,
+) -> String {
     let mut value = serde_json::to_value(spec).unwrap_or_else(|error| panic!("a data block is plain data: {error}"));
     forget_places(&mut value);
     let mut hasher = Sha256::new();
@@ -146,7 +161,7 @@ fn hash(spec: &DataSpec, shared: &Gathered, own: &[Option<Gathered>], tokenizer:
         gathered.files().for_each(|file| add(&file.sha256));
     }
     add("tokenizer");
-    tokenizer.iter().for_each(|file| add(&file.sha256));
+    beside.for_each(|file| add(&file.sha256));
     source::hex(&hasher.finalize())
 }
 

@@ -2,14 +2,17 @@
 
 use super::checks::{fits, not_empty, number_labels, window_fits};
 use super::encode::{Encoder, SEPARATOR, note_of_cut};
-use super::{Content, Dataset, Part};
+use super::{Content, Dataset, Part, is_chat};
 use crate::batch::n_cut;
+use crate::chat::Template;
 use crate::facts::{Facts, FileFacts, PartFacts};
 use crate::problem::Checked;
 use crate::source::{Document, Examples, SourceFile};
 use crate::tokenizer::{self, Tokenizer};
 use mdl_graph::{Axis, DType};
-use mdl_lang::spec::{DataFacts, DataSpec, Field, Form, Tokenizer as TokenizerSpec};
+use mdl_lang::spec::{
+    DataFacts, DataSpec, Field, Form, Long, Source, Template as TemplateSpec, Tokenizer as TokenizerSpec,
+};
 use std::sync::Arc;
 
 /// Examples in parts, before they are encoded.
@@ -67,6 +70,8 @@ impl Parsed {
             }
             // These are as quick to encode as to count.
             None | Some(TokenizerSpec::Chars | TokenizerSpec::Bytes) => Ok(self.encode(spec)?.facts),
+            // Mistakes in chats show when they are encoded, and how many rows documents fill.
+            Some(_) if is_chat(spec) || matches!(spec.form, Form::Pack { .. }) => Ok(self.encode(spec)?.facts),
             Some(TokenizerSpec::Bpe { vocab }) => {
                 tokenizer::check_bpe_size(*vocab)?;
                 Ok(self.facts_with(spec, *vocab))
@@ -84,7 +89,7 @@ impl Parsed {
             matches!(
                 (examples, form),
                 (Examples::Text(_), Form::Window { .. }) | (Examples::Documents(_), Form::Pad { .. })
-            )
+            ) && !matches!(examples, Examples::Documents(documents) if documents.iter().any(|row| row.chat.is_some()))
         })
     }
 
@@ -139,7 +144,7 @@ impl Parsed {
         let data = DataFacts {
             vocab,
             classes: self.labels.len() as u64,
-            fields: fields(&spec.form, &self.parts, !self.labels.is_empty()),
+            fields: fields(spec, &self.parts, !self.labels.is_empty()),
             rows: parts.iter().map(|part| (part.name.clone(), part.rows.unwrap_or(0))).collect(),
             hash: self.hash.clone(),
         };
@@ -159,7 +164,14 @@ impl Parsed {
         let mut problems = Vec::new();
         let mut parts = Vec::new();
         for (idx, (name, examples)) in self.parts.into_iter().enumerate() {
-            let encoder = Encoder { tokenizer: tokenizer.as_ref(), vocab, labels: &self.labels, form: &spec.form };
+            let encoder = Encoder {
+                tokenizer: tokenizer.as_ref(),
+                vocab,
+                labels: &self.labels,
+                form: &spec.form,
+                splits: !is_chat(spec),
+                drops_long: spec.all_sources().any(|source| matches!(source, Source::Chat { long: Long::Drop, .. })),
+            };
             match encoder.part(&name, examples, &self.files, &mut facts.parts[idx], &mut facts.notes) {
                 Ok(content) => {
                     // The first part is what is trained on; the others may be shorter than a window.
@@ -168,7 +180,7 @@ impl Parsed {
                     }
                     parts.push(Arc::new(Part { name, content }));
                 }
-                Err(problem) => problems.push(problem),
+                Err(more) => problems.extend(more),
             }
         }
         if !problems.is_empty() {
@@ -196,7 +208,11 @@ impl Parsed {
             Some(TokenizerSpec::Bpe { vocab }) => {
                 let size = tokenizer::check_bpe_size(*vocab)?;
                 let train = self.parts.first().map(|(_, examples)| texts(examples)).unwrap_or_default();
-                Some(Tokenizer::learn_bpe(&train, size)?)
+                let special = match spec.template {
+                    Some(TemplateSpec::Chatml) => Template::chatml_tokens(),
+                    _ => Vec::new(),
+                };
+                Some(Tokenizer::learn_bpe(&train, size, &special)?)
             }
             Some(TokenizerSpec::File { span, .. }) => {
                 Some(Tokenizer::from_files(&self.tokenizer_files).map_err(|problem| problem.span(*span))?)
@@ -213,15 +229,22 @@ fn texts(examples: &Examples) -> Vec<&str> {
     }
 }
 
-fn fields(form: &Form, parts: &[(String, Examples)], has_labels: bool) -> Vec<Field> {
+fn fields(spec: &DataSpec, parts: &[(String, Examples)], has_labels: bool) -> Vec<Field> {
     let field = |name: &str, dtype: DType, axes: Vec<Axis>| Field { name: name.to_string(), dtype, axes };
     let mut fields = Vec::new();
-    match (form, parts.first()) {
-        (Form::Window { axis } | Form::Pad { axis }, _) => {
+    match (&spec.form, parts.first()) {
+        (Form::Window { axis } | Form::Pad { axis } | Form::Pack { axis }, _) => {
             for name in ["ids", "next"] {
                 fields.push(field(name, DType::I32, vec![axis.clone()]));
             }
             fields.push(field("mask", DType::Bool, vec![axis.clone()]));
+            if matches!(spec.form, Form::Pack { .. }) {
+                fields.push(field("document", DType::I32, vec![axis.clone()]));
+                fields.push(field("position", DType::I32, vec![axis.clone()]));
+            }
+            if is_chat(spec) {
+                fields.push(field("turn", DType::I32, vec![axis.clone()]));
+            }
         }
         (Form::Rows, Some((_, Examples::Pictures(pictures)))) => {
             let axes = [("row", pictures.rows), ("column", pictures.columns), ("channel", pictures.channels)];

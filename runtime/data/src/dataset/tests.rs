@@ -235,6 +235,7 @@ fn real_files() {
         idx(&format!("cifar10-idx/{part}-images-idx3-ubyte.gz"), &format!("cifar10-idx/{part}-labels-idx1-ubyte.gz"))
     };
     let pictures = DataSpec {
+        template: None,
         sources: Vec::new(),
         tokenizer: None,
         split: files(&[("train", images("train")), ("val", images("t10k"))]),

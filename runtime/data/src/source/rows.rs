@@ -17,12 +17,12 @@ const MAX_PROBLEMS_PER_FILE: usize = 5;
 /// What a reader gives back: rows, and what was wrong with others.
 #[derive(Default)]
 pub(super) struct Read {
-    documents: Vec<Document>,
-    problems: Vec<Problem>,
+    pub(super) documents: Vec<Document>,
+    pub(super) problems: Vec<Problem>,
 }
 
 impl Read {
-    fn is_hopeless(&self) -> bool {
+    pub(super) fn is_hopeless(&self) -> bool {
         self.problems.len() >= MAX_PROBLEMS_PER_FILE
     }
 }

@@ -1,8 +1,11 @@
 //! Tokenizers in the format of Hugging Face, read, learned and run by the `tokenizers` crate.
 
+use super::older::decode_base64;
+use super::sentencepiece::check_charsmap;
 use crate::problem::{Problem, TOKENIZER};
 use serde_json::{Map, Value, json};
-use std::path::Path;
+use std::ops::Range;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use tokenizers::models::bpe::{BPE, BpeTrainer};
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 use tokenizers::{
@@ -29,16 +32,41 @@ const ENDS: [&str; 5] = [END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>", "[SEP]
 const PART_BYTES: usize = 1 << 18;
 
 impl Pieces {
-    pub(super) fn from_json(text: &str, value: &Value) -> Result<Pieces, Problem> {
-        let mut inner: tokenizers::Tokenizer = tokenizers::Tokenizer::from_bytes(text).map_err(|error| {
+    pub(super) fn from_json(value: &Value) -> Result<Pieces, Problem> {
+        check(value)?;
+        let text = value.to_string();
+        let read = || tokenizers::Tokenizer::from_bytes(&text).map_err(|error| error.to_string());
+        let mut inner: tokenizers::Tokenizer = caught(read).map_err(|error| {
             Problem::new(TOKENIZER, format!("the tokenizer cannot be read: {error}"))
                 .help("the format is that of a Hugging Face tokenizer.json")
         })?;
         // How long a row is, the recipe says.
         inner.with_truncation(None).map_err(|error| Problem::new(TOKENIZER, error.to_string()))?.with_padding(None);
         let vocab = vocab_of(value)?;
+        for token in value.get("added_tokens").and_then(Value::as_array).into_iter().flatten() {
+            let (content, id) = (token.get("content").and_then(Value::as_str), token.get("id").and_then(Value::as_u64));
+            let found = content.and_then(|content| inner.token_to_id(content)).map(u64::from);
+            if let (Some(content), Some(found), Some(id)) = (content, found, id)
+                && found != id
+            {
+                let message =
+                    format!("the added token `{content}` has the id {id}, and its vocabulary gives it {found}");
+                return Err(Problem::new(TOKENIZER, message).help("do the files belong together?"));
+            }
+        }
         let end_of_text = ENDS.iter().find_map(|name| inner.token_to_id(name));
-        Ok(Pieces { inner, json: text.to_string(), vocab, end_of_text, is_cuttable: is_cuttable(value) })
+        Ok(Pieces { inner, json: text, vocab, end_of_text, is_cuttable: is_cuttable(value) })
+    }
+
+    pub(super) fn id_of(&self, token: &str) -> Option<u32> {
+        self.inner.token_to_id(token)
+    }
+
+    /// The ids of a text, each with the bytes of the text that it stands for.
+    pub(super) fn encode_places(&self, text: &str) -> Result<Vec<(u32, Range<usize>)>, Problem> {
+        let encoding = caught(|| self.inner.encode(text, false).map_err(|error| error.to_string())).map_err(failed)?;
+        let places = encoding.get_ids().iter().zip(encoding.get_offsets());
+        Ok(places.map(|(id, (start, end))| (*id, *start..*end)).collect())
     }
 
     pub(super) fn json(&self) -> &str {
@@ -57,12 +85,15 @@ impl Pieces {
         if !self.is_cuttable || text.len() <= PART_BYTES {
             return self.encode_whole(text);
         }
-        let parts = self.inner.encode_batch_fast(cut(text, PART_BYTES), false).map_err(failed)?;
+        let parts = cut(text, PART_BYTES);
+        let encode = || self.inner.encode_batch_fast(parts, false).map_err(|error| error.to_string());
+        let parts = caught(encode).map_err(failed)?;
         Ok(parts.iter().flat_map(|part| part.get_ids()).copied().collect())
     }
 
     pub(super) fn encode_whole(&self, text: &str) -> Result<Vec<u32>, Problem> {
-        Ok(self.inner.encode_fast(text, false).map_err(failed)?.get_ids().to_vec())
+        let encode = || self.inner.encode_fast(text, false).map_err(|error| error.to_string());
+        Ok(caught(encode).map_err(failed)?.get_ids().to_vec())
     }
 
     #[cfg(test)]
@@ -71,13 +102,53 @@ impl Pieces {
     }
 
     pub(super) fn decode(&self, ids: &[u32]) -> String {
-        // The crate fails for nothing but a broken decoder, which loading has ruled out.
-        self.inner.decode(ids, true).unwrap_or_default()
+        // The crate fails for nothing but a broken decoder, which has nothing to say.
+        caught(|| self.inner.decode(ids, true).map_err(|error| error.to_string())).unwrap_or_default()
     }
 }
 
-fn failed(error: tokenizers::Error) -> Problem {
+fn failed(error: String) -> Problem {
     Problem::new(TOKENIZER, format!("the text cannot be encoded: {error}"))
+}
+
+/// The `tokenizers` crate trusts its files: what it panics at is a mistake in one, and not the end of the program.
+fn caught<T>(what: impl FnOnce() -> Result<T, String>) -> Result<T, String> {
+    catch_unwind(AssertUnwindSafe(what)).unwrap_or_else(|_| Err("its file contradicts itself".to_string()))
+}
+
+/// The largest id that a vocabulary may have: tables are made of that size.
+const MOST_IDS: u64 = 1 << 24;
+
+/// Looks for what the crate would follow blindly, before it does.
+fn check(value: &Value) -> Result<(), Problem> {
+    let wrong = |message: String| Problem::new(TOKENIZER, message);
+    let prefix = value.pointer("/model/continuing_subword_prefix").and_then(Value::as_str).unwrap_or_default();
+    let pairs = value.pointer("/model/merges").and_then(Value::as_array);
+    for (nth, pair) in (1..).zip(pairs.into_iter().flatten()) {
+        let parts = match pair {
+            Value::String(text) => text.split_once(' '),
+            pair => pair.get(0).and_then(Value::as_str).zip(pair.get(1).and_then(Value::as_str)),
+        };
+        let Some((left, right)) = parts else {
+            return Err(wrong(format!("merge {nth} (`model.merges`) is not two tokens")));
+        };
+        // An empty half would give the token that it is made of, again and again.
+        if left.is_empty() || !right.starts_with(prefix) || right.len() == prefix.len() {
+            return Err(wrong(format!("merge {nth} (`model.merges`), `{left}` and `{right}`, makes nothing new")));
+        }
+    }
+    check_normalizer(value.get("normalizer").unwrap_or(&Value::Null))
+}
+
+fn check_normalizer(value: &Value) -> Result<(), Problem> {
+    if let Some(map) = value.get("precompiled_charsmap").and_then(Value::as_str) {
+        let bytes = decode_base64(map).ok_or_else(|| {
+            Problem::new(TOKENIZER, "the table of characters (`normalizer.precompiled_charsmap`) is not base64")
+        })?;
+        check_charsmap(&bytes).map_err(|why| Problem::new(TOKENIZER, format!("the tokenizer {why}")))?;
+    }
+    let parts = value.get("normalizers").and_then(Value::as_array);
+    parts.into_iter().flatten().try_for_each(check_normalizer)
 }
 
 /// One more than the largest id.
@@ -93,8 +164,11 @@ pub(super) fn vocab_of(value: &Value) -> Result<u32, Problem> {
     let added = value.get("added_tokens").and_then(Value::as_array).into_iter().flatten();
     let added = added.filter_map(|token| token.get("id")).filter_map(Value::as_u64).max();
     match largest.max(added) {
-        Some(id) if id < u64::from(u32::MAX) => Ok(id as u32 + 1),
-        _ => Err(Problem::new(TOKENIZER, "the tokenizer has no vocabulary")
+        Some(id) if id < MOST_IDS => Ok(id as u32 + 1),
+        Some(id) => {
+            Err(Problem::new(TOKENIZER, format!("the tokenizer has a token of the id {id}, more than {MOST_IDS}")))
+        }
+        None => Err(Problem::new(TOKENIZER, "the tokenizer has no vocabulary")
             .help("the format is that of a Hugging Face tokenizer.json")),
     }
 }
@@ -133,7 +207,7 @@ fn cut(text: &str, size: usize) -> Vec<&str> {
 
 type ByteLevelBpe = TokenizerImpl<BPE, NormalizerWrapper, PreTokenizerWrapper, PostProcessorWrapper, DecoderWrapper>;
 
-pub(super) fn learn(texts: &[&str], vocab: u32) -> Result<Pieces, Problem> {
+pub(super) fn learn(texts: &[&str], vocab: u32, special: &[String]) -> Result<Pieces, Problem> {
     let failed = |error: tokenizers::Error| Problem::new(TOKENIZER, format!("no tokenizer can be learned: {error}"));
     let mut tokenizer = ByteLevelBpe::new(BPE::default());
     let byte_level = ByteLevel::new(false, true, true);
@@ -144,7 +218,12 @@ pub(super) fn learn(texts: &[&str], vocab: u32) -> Result<Pieces, Problem> {
         // A pair that is seen once teaches nothing.
         .min_frequency(2)
         .initial_alphabet(ByteLevel::alphabet().into_iter().collect())
-        .special_tokens(vec![AddedToken::from(END_OF_TEXT, true)])
+        .special_tokens(
+            std::iter::once(END_OF_TEXT)
+                .chain(special.iter().map(String::as_str).filter(|token| *token != END_OF_TEXT))
+                .map(|token| AddedToken::from(token, true))
+                .collect(),
+        )
         .build();
     let parts: Vec<&str> = texts.iter().flat_map(|text| cut(text, PART_BYTES)).collect();
     tokenizer.train(&mut trainer, parts.into_iter()).map_err(failed)?;
@@ -152,7 +231,7 @@ pub(super) fn learn(texts: &[&str], vocab: u32) -> Result<Pieces, Problem> {
     let mut value: Value = serde_json::from_str(&text)
         .map_err(|error| Problem::new(TOKENIZER, format!("the learned tokenizer is broken: {error}")))?;
     complete_vocab(&mut value, vocab);
-    Pieces::from_json(&value.to_string(), &value)
+    Pieces::from_json(&value)
 }
 
 /// Puts the table in order of its ids, and fills it up to the size that was asked for: a small corpus may not have
@@ -164,42 +243,4 @@ fn complete_vocab(value: &mut Value, vocab: u32) {
         entries.extend((entries.len() as u32..vocab).map(|id| (format!("<|unused-{id}|>"), json!(id))));
         *table = Map::from_iter(entries);
     }
-}
-
-/// `vocab.json` and `merges.txt` as one `tokenizer.json`: the byte-level encoding of GPT-2, which is what that pair is.
-/// The pair does not say which tokens are special, so none is read out of a text.
-pub(super) fn join(vocab: &str, merges: &str, vocab_path: &Path, merges_path: &Path) -> Result<String, Problem> {
-    let table: Map<String, Value> = serde_json::from_str(vocab).map_err(|error| {
-        let message = format!("{} is not a table of tokens: {error}", vocab_path.display());
-        Problem::new(TOKENIZER, message).at(vocab_path).line(error.line() as u64)
-    })?;
-    let mut pairs = Vec::new();
-    for (line, text) in (1..).zip(merges.lines()) {
-        if text.is_empty() || (line == 1 && text.starts_with("#version")) {
-            continue;
-        }
-        let Some((left, right)) = text.split_once(' ').filter(|(_, right)| !right.contains(' ')) else {
-            let message = format!("{} has a line that is not two tokens", merges_path.display());
-            return Err(Problem::new(TOKENIZER, message).at(merges_path).line(line));
-        };
-        for token in [left, right, &format!("{left}{right}")] {
-            if !table.contains_key(token) {
-                let message = format!("{} has no token `{token}`, and the merges need it", vocab_path.display());
-                return Err(Problem::new(TOKENIZER, message)
-                    .at(merges_path)
-                    .line(line)
-                    .help("do the files belong together?"));
-            }
-        }
-        pairs.push(json!([left, right]));
-    }
-    let byte_level = json!({ "type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true });
-    let whole = json!({
-        "version": "1.0", "truncation": null, "padding": null, "added_tokens": [], "normalizer": null,
-        "pre_tokenizer": byte_level, "post_processor": null, "decoder": byte_level,
-        "model": { "type": "BPE", "dropout": null, "unk_token": null, "continuing_subword_prefix": null,
-                   "end_of_word_suffix": null, "fuse_unk": false, "byte_fallback": false, "ignore_merges": false,
-                   "vocab": table, "merges": pairs }
-    });
-    Ok(whole.to_string())
 }
