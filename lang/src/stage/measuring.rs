@@ -76,6 +76,16 @@ impl Context<'_> {
             elab.node_of(&logits, span)
         });
         let ty = logits.map(|logits| self.elab.graph().ty(logits).clone());
+        if let Some(own) = ty.as_ref().and_then(|ty| ty.axes.iter().find(|axis| axis.name.as_str() == "vocab"))
+            && own.size < facts.vocab
+        {
+            let message = format!("the tokenizer has {} ids, and the model knows {}", facts.vocab, own.size);
+            self.report(
+                Diagnostic::error(Code::E0512, message)
+                    .label(span, "some ids have no row in the model's tables")
+                    .help("take the tokenizer of the model, or build the model for the data: `vocab: plays.vocab`"),
+            );
+        }
         let (Some(logits), true) = (logits, ty.is_some_and(|ty| is_logits(&ty, position, facts.vocab))) else {
             // What was begun is of no use.
             self.elab.begin();
@@ -174,6 +184,7 @@ fn as_kept(graph: &Graph, trained: &Trained) -> Graph {
 /// One score for each token at each position.
 fn is_logits(ty: &Type, position: &Axis, vocab: u64) -> bool {
     let mut others = ty.axes.iter().filter(|axis| **axis != *position && axis.name.as_str() != BATCH);
-    let is_vocab = others.next().is_some_and(|axis| axis.size == vocab);
+    // Published tables are filled up to a round size.
+    let is_vocab = others.next().is_some_and(|axis| axis.size >= vocab);
     ty.dtype.is_float() && ty.axes.contains(&position.name) && is_vocab && others.next().is_none()
 }

@@ -89,16 +89,16 @@ impl World for FakeWorld {
         Ok(DataFacts {
             vocab,
             classes,
-            fields: fields(&spec.form, classes),
+            fields: fields(spec, classes),
             rows: spec.split.parts.iter().map(|part| (part.name.clone(), rows(&part.share))).collect(),
             hash: "fake".to_owned(),
         })
     }
 }
 
-fn fields(form: &Form, classes: u64) -> Vec<Field> {
+fn fields(spec: &DataSpec, classes: u64) -> Vec<Field> {
     let field = |name: &str, dtype, axes: Vec<Axis>| Field { name: name.to_owned(), dtype, axes };
-    match form {
+    match &spec.form {
         Form::Rows => vec![
             field("image", DType::F32, vec![Axis::new("row", 28), Axis::new("column", 28), Axis::new("channel", 1)]),
             field("label", DType::I32, Vec::new()),
@@ -109,7 +109,10 @@ fn fields(form: &Form, classes: u64) -> Vec<Field> {
                 field("next", DType::I32, vec![axis.clone()]),
                 field("mask", DType::Bool, vec![axis.clone()]),
             ];
-            if matches!(form, Form::Pack { .. }) {
+            if spec.all_sources().any(|source| matches!(source, Source::Chat { .. })) {
+                fields.push(field("turn", DType::I32, vec![axis.clone()]));
+            }
+            if matches!(spec.form, Form::Pack { .. }) {
                 fields.push(field("document", DType::I32, vec![axis.clone()]));
                 fields.push(field("position", DType::I32, vec![axis.clone()]));
             }

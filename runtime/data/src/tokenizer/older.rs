@@ -61,7 +61,7 @@ pub(super) fn word_piece(text: &str, path: &Path, lowercase: Option<bool>) -> Re
         let message = format!("{} has no token `[UNK]`, which stands for what is unknown", path.display());
         return Err(Problem::new(TOKENIZER, message).at(path).help("the format is that of BERT: a token a line"));
     }
-    let is_marker = |token: &str| token.starts_with('[') && token.ends_with(']');
+    let is_marker = |token: &str| token.starts_with(['[', '<']) && token.ends_with([']', '>']);
     let has_capital = |token: &String| !is_marker(token) && token.bytes().any(|byte| byte.is_ascii_uppercase());
     let lowercase = lowercase.unwrap_or_else(|| !table.keys().any(has_capital));
     let special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"];

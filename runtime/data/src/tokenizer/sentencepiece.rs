@@ -122,28 +122,35 @@ pub(super) fn check_charsmap(bytes: &[u8]) -> Result<(), String> {
     let units: Vec<u32> = array.as_chunks::<4>().0.iter().map(|unit| u32::from_le_bytes(*unit)).collect();
     // As `spm_precompiled` steps: from a unit at `at` with sign `c` to `at ^ offset ^ c`, for all of the 256 signs.
     let offset = |unit: u32| ((unit >> 10) << ((unit & (1 << 9)) >> 6)) as usize;
-    let mut seen = vec![false; units.len()];
-    let mut open = vec![offset(units[0])];
-    while let Some(base) = open.pop() {
-        for sign in 1..256usize {
-            let at = base ^ sign;
-            // Beyond the array: a lookup of that sign would leave it.
-            let Some(&unit) = units.get(at) else { return Err(broken()) };
-            if unit & (1 << 31 | 0xff) != sign as u32 {
-                continue;
-            }
-            if std::mem::replace(&mut seen[at], true) {
-                return Err("has a table of characters (`precompiled_charsmap`) that leads in a circle".to_string());
-            }
-            let next = at ^ offset(unit);
-            if unit >> 8 & 1 == 1 {
-                let text = units.get(next).map(|value| (value & 0x7fff_ffff) as usize);
-                if !text.is_some_and(|at| at < texts.len() && texts.is_char_boundary(at)) {
-                    return Err(broken());
-                }
-            }
-            open.push(next);
+    // Nodes are shared, so one is met again from elsewhere; on the way to itself it is met in a circle only.
+    const OPEN: u8 = 1;
+    const DONE: u8 = 2;
+    let mut states = vec![0; units.len()];
+    let mut path = vec![(0, offset(units[0]), 1)];
+    while let Some((node, base, sign)) = path.pop() {
+        if sign == 256 {
+            states[node] = DONE;
+            continue;
         }
+        path.push((node, base, sign + 1));
+        let at = base ^ sign;
+        // Beyond the array: a lookup of that sign would leave it.
+        let Some(&unit) = units.get(at) else { return Err(broken()) };
+        if unit & (1 << 31 | 0xff) != sign as u32 || states[at] == DONE {
+            continue;
+        }
+        if states[at] == OPEN {
+            return Err("has a table of characters (`precompiled_charsmap`) that leads in a circle".to_string());
+        }
+        states[at] = OPEN;
+        let next = at ^ offset(unit);
+        if unit >> 8 & 1 == 1 {
+            let text = units.get(next).map(|value| (value & 0x7fff_ffff) as usize);
+            if !text.is_some_and(|at| at < texts.len() && texts.is_char_boundary(at)) {
+                return Err(broken());
+            }
+        }
+        path.push((at, next, 1));
     }
     Ok(())
 }
