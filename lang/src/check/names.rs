@@ -326,6 +326,7 @@ fn introduce_type(ty: Option<&Type>, scope: &mut Scope) {
     match ty.map(|ty| &ty.kind) {
         Some(TypeKind::Tensor { axes: Some(axes), .. }) => introduce_header(Some(axes), scope),
         Some(TypeKind::Tuple(types)) => types.iter().for_each(|ty| introduce_type(Some(ty), scope)),
+        Some(TypeKind::Optional(inner)) => introduce_type(Some(inner), scope),
         _ => {}
     }
 }

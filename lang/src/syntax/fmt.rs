@@ -351,6 +351,11 @@ impl<'a> Printer<'a> {
         if left == TokenKind::Open && right == TokenKind::Close && closer_of(before) == after {
             return "";
         }
+        // An index in a path of `names`: `blocks.{i}`.
+        let is_index = |open: usize| self.text(open) == "{" && open > 0 && self.text(open - 1) == ".";
+        if is_index(idx - 1) || (after == "}" && idx > 1 && is_index(idx - 2)) {
+            return "";
+        }
         if before == "{" || after == "}" {
             return " ";
         }
