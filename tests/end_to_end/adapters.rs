@@ -26,7 +26,8 @@ fn numbers(out: &Path, stage: &str, key: &str) -> Vec<f64> {
 }
 
 fn names(out: &Path, stage: &str, step: u64, file: &str) -> Vec<String> {
-    let bytes = std::fs::read(out.join(stage).join(format!("checkpoints/step-{step}/{file}.safetensors"))).expect("a file");
+    let bytes =
+        std::fs::read(out.join(stage).join(format!("checkpoints/step-{step}/{file}.safetensors"))).expect("a file");
     let tensors = safetensors::SafeTensors::deserialize(&bytes).expect("safetensors");
     let mut names: Vec<String> = tensors.names().into_iter().map(str::to_string).collect();
     names.sort();

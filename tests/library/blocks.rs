@@ -79,7 +79,11 @@ fn scales_in_eight_bits_change_little() {
     assert_eq!((size(&single), size(&double)), (3072 + 4 * 96, 3072 + 96 + 4 * 6));
     for (at, (one, other)) in one.iter().zip(&other).enumerate() {
         let scales = (by_row(&single[1].1)[at / 64], by_row(&double[1].1)[at / 64], double[2].1.to_f64());
-        assert!((one - other).abs() <= 0.07, "{at}: {one}, and {other} by scales in eight bits; {} {scales:?}", x.to_f64()[at]);
+        assert!(
+            (one - other).abs() <= 0.07,
+            "{at}: {one}, and {other} by scales in eight bits; {} {scales:?}",
+            x.to_f64()[at]
+        );
     }
     let distance = one.iter().zip(&other).map(|(a, b)| (a - b).powi(2)).sum::<f64>().sqrt();
     assert!(distance > 0.0 && distance < 0.01 * one.iter().map(|a| a * a).sum::<f64>().sqrt(), "{distance}");
