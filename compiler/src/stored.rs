@@ -1,25 +1,34 @@
-//! Weights kept in fewer bits by a program that only reads them, as a decoder does: each token reads every weight once, so a
-//! token takes as long as their bytes.
+//! Tensors kept in fewer bits than they are computed in: the weights of a decoder, which takes as long as their bytes; frozen weights beside
+//! trained adapters; what an optimizer remembers.
 //!
-//! In: a graph, and how its weights are to be kept. Out: the graph that reads them so, and the graph that makes them of the weights as
-//! they were. Matrices are kept so, vectors stay `f32`. `bf16` rounds; `int8` is `scale · q`, `q` in -127..=127, with a scale for each
+//! In: a graph, and how each of its weights and states is kept. Out: the graph that reads and writes them so, and the graphs that make the
+//! parts of weights of the weights as they were. `bf16` rounds; `int8` is `scale · q`, `q` in -127..=127, with a scale for each
 //! position of the axes that the matrix' product keeps, as weight-only quantization does by channel (Jacob et al. 2018, arXiv:1712.05877,
-//! symmetric). Everything is computed in `f32`; the scale is applied to the product's result.
+//! symmetric); both are for matrices, and vectors stay `f32`. Blocks have codes of four or eight bits and a scale each (`blocks.rs`).
+//! Everything is computed in `f32`; a scale that is the same all along a sum is applied to the product's result.
+//!
+//! A tensor goes into loops as its parts and becomes numbers where it is used, so that never more than one layer's are there.
+
+pub mod blocks;
 
 use std::collections::BTreeMap;
 
-use mdl_graph::{DType, Graph, InputId, InputKind, Loop, Name, NodeId, Op, Output, Role, Type};
+use mdl_graph::{Axis, DType, Graph, Input, InputId, InputKind, Loop, Name, NodeId, Op, Output, Role, Type};
 
-/// How the matrices of a model are kept.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+use blocks::Blocks;
+
+/// How a tensor is kept.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Kept {
     #[default]
     F32,
     BF16,
     Int8,
+    Blocks(Blocks),
 }
 
 impl Kept {
+    /// Those of matrices that are only read.
     pub const ALL: [Kept; 3] = [Kept::F32, Kept::BF16, Kept::Int8];
 
     pub fn name(self) -> &'static str {
@@ -27,6 +36,7 @@ impl Kept {
             Kept::F32 => "f32",
             Kept::BF16 => "bf16",
             Kept::Int8 => "int8",
+            Kept::Blocks(blocks) => blocks.name(),
         }
     }
 
@@ -35,16 +45,32 @@ impl Kept {
     }
 }
 
-/// A program whose matrices are kept in fewer bits.
+/// The order of axes of each weight and state.
+pub type Orders = BTreeMap<Name, Vec<Name>>;
+
+/// A program some of whose tensors are kept in fewer bits.
 #[derive(Clone, Debug)]
 pub struct Stored {
-    /// Reads the matrices by new names.
+    /// Reads the parts by new names, and writes those of states.
     pub graph: Graph,
-    /// Reads the matrices by their old names, and gives each as it is kept, and its scale, as the next values of states. Nothing is
-    /// computed where no matrix was found.
-    pub convert: Graph,
-    /// For each tensor that the graph reads by a new name: the matrix that it is made of.
-    pub made_of: BTreeMap<Name, Name>,
+    pub convert: Vec<Convert>,
+    /// The order of axes of each part.
+    pub orders: Orders,
+}
+
+/// What makes the parts of one weight.
+#[derive(Clone, Debug)]
+pub struct Convert {
+    pub of: Name,
+    /// Reads the weight by its old name, and gives its parts as the next values of states.
+    pub graph: Graph,
+}
+
+impl Convert {
+    /// The names of the parts.
+    pub fn parts(&self) -> impl Iterator<Item = &Name> {
+        self.graph.outputs().iter().map(|output| &output.name)
+    }
 }
 
 /// Matrices with fewer numbers than this are left alone: they are no part of a token's time.
@@ -53,56 +79,146 @@ const LEAST: u64 = 1024;
 /// The largest `q`.
 const MOST: f64 = 127.0;
 
-pub fn stored(graph: &Graph, kept: Kept) -> Stored {
-    let mut to = Graph::new();
-    let mut convert = Graph::new();
-    let mut made_of = BTreeMap::new();
-    let mut values = Vec::new();
-    // Inputs keep their numbers; scales come after them.
-    let mut scales: Vec<(usize, Name, Type)> = Vec::new();
-    for (at, input) in graph.inputs().iter().enumerate() {
-        let matrix = (kept != Kept::F32 && input.kind == InputKind::Weight && input.ty.dtype == DType::F32)
-            .then(|| summed(graph, at))
-            .flatten()
-            .filter(|_| input.ty.count() >= LEAST);
-        let Some(summed) = matrix else {
-            values.push(Value::Plain(to.input(input.name.clone(), input.kind, input.ty.clone())));
-            continue;
-        };
-        let dtype = if kept == Kept::Int8 { DType::I8 } else { DType::BF16 };
-        let name = Name::from(format!("{} as {}", input.name, kept.name()));
-        let low = to.input(name.clone(), InputKind::Weight, input.ty.with_dtype(dtype));
-        made_of.insert(name.clone(), input.name.clone());
-        values.push(Value::Low { low, scale: None });
-        let x = convert.input(input.name.clone(), InputKind::Weight, input.ty.clone());
-        let result = if kept == Kept::Int8 {
-            let (q, scale) = quantized(&mut convert, x, &summed);
-            let name = Name::from(format!("{} scale", input.name));
-            keep(&mut convert, name.clone(), scale);
-            made_of.insert(name.clone(), input.name.clone());
-            scales.push((at, name, convert.ty(scale).clone()));
-            q
-        } else {
-            convert.cast(x, dtype)
-        };
-        keep(&mut convert, name, result);
-    }
-    for (at, name, ty) in scales {
-        let node = to.input(name, InputKind::Weight, ty);
-        if let Value::Low { scale, .. } = &mut values[at] {
-            *scale = Some(node);
-        }
-    }
-    copy(graph, &mut to, values);
-    Stored { graph: to, convert, made_of }
+/// How an input is kept, once it is known to be fit for it.
+enum Form {
+    Plain,
+    BF16,
+    /// With the axes that its product sums over.
+    Int8(Vec<Name>),
+    /// With the axes that blocks run across.
+    Blocks(Blocks, Vec<Axis>),
 }
 
-/// A result that is written to a state of its own.
-fn keep(graph: &mut Graph, name: Name, node: NodeId) {
-    let input = InputId(graph.inputs().len() as u32);
-    let ty = graph.ty(node).clone();
-    graph.input(name.clone(), InputKind::State, ty);
-    graph.output_as(name, Role::Next(input), node);
+impl Form {
+    fn of(graph: &Graph, at: usize, kept: Kept, orders: &Orders) -> Form {
+        let input = &graph.inputs()[at];
+        let matrix = || {
+            let is_weight = input.kind == InputKind::Weight && input.ty.count() >= LEAST;
+            summed(graph, at).filter(|_| is_weight)
+        };
+        match kept {
+            _ if input.ty.dtype != DType::F32 => Form::Plain,
+            Kept::F32 => Form::Plain,
+            Kept::BF16 => matrix().map_or(Form::Plain, |_| Form::BF16),
+            Kept::Int8 => matrix().map_or(Form::Plain, Form::Int8),
+            Kept::Blocks(blocks) => {
+                let axes = ordered(input, orders);
+                blocks.across(&axes).map_or(Form::Plain, |flat| Form::Blocks(blocks, flat))
+            }
+        }
+    }
+
+    /// The names and types of the parts.
+    fn parts(&self, input: &Input) -> Vec<(Name, Type)> {
+        let named = |what: &str| Name::from(format!("{} {what}", input.name));
+        match self {
+            Form::Plain => vec![(input.name.clone(), input.ty.clone())],
+            Form::BF16 => vec![(named("as bf16"), input.ty.with_dtype(DType::BF16))],
+            Form::Int8(over) => {
+                let mut scale = input.ty.clone();
+                over.iter().for_each(|name| drop(scale.axes.remove(name)));
+                vec![(named("as int8"), input.ty.with_dtype(DType::I8)), (named("scale"), scale)]
+            }
+            Form::Blocks(blocks, flat) => {
+                let names = [named(&format!("as {}", blocks.name())), named("scale"), named("scale of scales")];
+                names.into_iter().zip(blocks.parts(&input.ty, flat)).collect()
+            }
+        }
+    }
+
+    fn encode(&self, to: &mut Graph, x: NodeId) -> Vec<NodeId> {
+        match self {
+            Form::Plain => vec![x],
+            Form::BF16 => vec![to.cast(x, DType::BF16)],
+            Form::Int8(over) => {
+                let (q, scale) = quantized(to, x, over);
+                vec![q, scale]
+            }
+            Form::Blocks(blocks, flat) => blocks.encode(to, x, flat),
+        }
+    }
+
+    /// What stands for an input that is kept as these parts.
+    fn value(&self, parts: Vec<NodeId>) -> Value {
+        match self {
+            Form::Plain => Value::Plain(parts[0]),
+            Form::BF16 | Form::Int8(_) => Value::Low(Low { parts, blocks: None }),
+            Form::Blocks(blocks, flat) => Value::Low(Low { parts, blocks: Some((*blocks, flat.clone())) }),
+        }
+    }
+}
+
+/// The axes of an input in the order of its file.
+fn ordered(input: &Input, orders: &Orders) -> Vec<Axis> {
+    let axes = &input.ty.axes;
+    match orders.get(&input.name) {
+        Some(order) => order.iter().filter_map(|name| axes.get(name).cloned()).collect(),
+        None => axes.iter().cloned().collect(),
+    }
+}
+
+/// The graph whose weights and states are kept as `keep` says of each.
+pub fn stored(graph: &Graph, keep: &dyn Fn(&Input) -> Kept, orders: &Orders) -> Stored {
+    let mut to = Graph::new();
+    let (mut convert, mut new_orders) = (Vec::new(), Orders::new());
+    let forms: Vec<Form> =
+        graph.inputs().iter().enumerate().map(|(at, input)| Form::of(graph, at, keep(input), orders)).collect();
+    // Inputs keep their numbers; further parts come after them.
+    let mut parts: Vec<Vec<NodeId>> = Vec::new();
+    let all: Vec<Vec<(Name, Type)>> = forms.iter().zip(graph.inputs()).map(|(form, input)| form.parts(input)).collect();
+    for (input, own) in graph.inputs().iter().zip(&all) {
+        parts.push(vec![to.input(own[0].0.clone(), input.kind, own[0].1.clone())]);
+    }
+    let mut numbers: Vec<Vec<InputId>> = (0..parts.len()).map(|at| vec![InputId(at as u32)]).collect();
+    for (at, input) in graph.inputs().iter().enumerate() {
+        for (name, ty) in &all[at][1..] {
+            numbers[at].push(InputId(to.inputs().len() as u32));
+            parts[at].push(to.input(name.clone(), input.kind, ty.clone()));
+        }
+        if matches!(forms[at], Form::Plain) {
+            continue;
+        }
+        let order = ordered(input, orders);
+        for (name, ty) in &all[at] {
+            // An axis of the part alone comes last: that of codes, or of blocks.
+            let own = order.iter().map(|axis| &axis.name).filter(|name| ty.axes.contains(name));
+            let more = ty.axes.names().filter(|name| !order.iter().any(|axis| axis.name == **name));
+            new_orders.insert(name.clone(), own.chain(more).cloned().collect());
+        }
+        if input.kind == InputKind::Weight {
+            convert.push(conversion(input, &forms[at], &all[at]));
+        }
+    }
+    let values = forms.iter().zip(parts).map(|(form, parts)| form.value(parts)).collect();
+    let outputs = copy(graph, &mut to, values);
+    let mut kept: Vec<Output> = Vec::new();
+    for (output, value) in graph.outputs().iter().zip(outputs) {
+        let node = plain(&mut to, &value);
+        match output.role {
+            Role::Next(InputId(at)) if !matches!(forms[at as usize], Form::Plain) => {
+                let at = at as usize;
+                let made = forms[at].encode(&mut to, node);
+                for ((node, number), (name, _)) in made.into_iter().zip(&numbers[at]).zip(&all[at]) {
+                    kept.push(Output { name: name.clone(), role: Role::Next(*number), node });
+                }
+            }
+            _ => kept.push(Output { node, ..output.clone() }),
+        }
+    }
+    to.set_outputs(kept);
+    Stored { graph: to, convert, orders: new_orders }
+}
+
+fn conversion(input: &Input, form: &Form, parts: &[(Name, Type)]) -> Convert {
+    let mut graph = Graph::new();
+    let x = graph.input(input.name.clone(), InputKind::Weight, input.ty.clone());
+    let made = form.encode(&mut graph, x);
+    for (node, (name, ty)) in made.into_iter().zip(parts) {
+        let number = InputId(graph.inputs().len() as u32);
+        graph.input(name.clone(), InputKind::State, ty.clone());
+        graph.output_as(name.clone(), Role::Next(number), node);
+    }
+    Convert { of: input.name.clone(), graph }
 }
 
 /// `x` as `scale · q`, with one scale for all positions of the axes `over`.
@@ -175,15 +291,50 @@ fn summed(graph: &Graph, input: usize) -> Option<Vec<Name>> {
 #[derive(Clone, Debug)]
 enum Value {
     Plain(NodeId),
-    /// `f32(low) · scale`.
-    Low {
-        low: NodeId,
-        scale: Option<NodeId>,
-    },
+    Low(Low),
 }
 
-/// Copies the nodes and the outputs of a graph, given what its inputs are.
-fn copy(from: &Graph, to: &mut Graph, inputs: Vec<Value>) {
+/// A tensor as its parts.
+#[derive(Clone, Debug)]
+struct Low {
+    /// `f32(low)`, or `f32(low) · scale`, or what blocks are.
+    parts: Vec<NodeId>,
+    /// With the axes that they run across, as they are called here.
+    blocks: Option<(Blocks, Vec<Axis>)>,
+}
+
+impl Low {
+    /// Whether an axis is one that no part has.
+    fn is_coded(&self, name: &Name) -> bool {
+        self.blocks.as_ref().is_some_and(|(_, flat)| flat.iter().any(|axis| axis.name == *name))
+    }
+
+    fn renamed(&self, to: &mut Graph, pairs: &[(Name, Name)]) -> Low {
+        let parts = self.parts.iter().map(|part| {
+            let has = |name: &Name| to.ty(*part).axes.contains(name);
+            let pairs: Vec<(Name, Name)> = pairs.iter().filter(|(old, _)| has(old)).cloned().collect();
+            if pairs.is_empty() { *part } else { to.rename(*part, pairs) }
+        });
+        let parts = parts.collect();
+        let renamed = |axis: &Axis| match pairs.iter().find(|(old, _)| *old == axis.name) {
+            Some((_, new)) => Axis::new(new.clone(), axis.size),
+            None => axis.clone(),
+        };
+        let blocks = self.blocks.as_ref().map(|(blocks, flat)| (*blocks, flat.iter().map(renamed).collect()));
+        Low { parts, blocks }
+    }
+
+    fn picked(&self, to: &mut Graph, axis: &Name, index: NodeId) -> Low {
+        let parts = self.parts.iter().map(|part| match to.ty(*part).axes.contains(axis) {
+            true => to.add(Op::Gather { axis: axis.clone() }, &[*part, index]),
+            false => *part,
+        });
+        Low { parts: parts.collect(), blocks: self.blocks.clone() }
+    }
+}
+
+/// Copies the nodes of a graph, given what its inputs are; gives what its outputs are.
+fn copy(from: &Graph, to: &mut Graph, inputs: Vec<Value>) -> Vec<Value> {
     let live = from.live();
     let mut values: Vec<Option<Value>> = vec![None; from.nodes().len()];
     for id in from.ids().filter(|id| live[id.idx()] || matches!(from.op(*id), Op::Input(_))) {
@@ -191,20 +342,12 @@ fn copy(from: &Graph, to: &mut Graph, inputs: Vec<Value>) {
         let args: Vec<Value> = from.args(id).iter().filter_map(|arg| values[arg.idx()].clone()).collect();
         let value = match (from.op(id), &args[..]) {
             (Op::Input(input), _) => inputs[input.0 as usize].clone(),
-            (Op::Detach, [value]) => value.clone(),
-            (Op::Rename(pairs), [Value::Low { low, scale }]) => Value::Low {
-                low: to.rename(*low, pairs.clone()),
-                scale: scale.map(|scale| {
-                    let has = |name: &Name| to.ty(scale).axes.contains(name);
-                    let pairs: Vec<(Name, Name)> = pairs.iter().filter(|(old, _)| has(old)).cloned().collect();
-                    if pairs.is_empty() { scale } else { to.rename(scale, pairs) }
-                }),
-            },
-            (Op::Gather { axis }, [Value::Low { low, scale }, index]) => {
+            // What is only read has no derivative to stop.
+            (Op::Detach, [Value::Low(low)]) => Value::Low(low.clone()),
+            (Op::Rename(pairs), [Value::Low(low)]) => Value::Low(low.renamed(to, pairs)),
+            (Op::Gather { axis }, [Value::Low(low), index]) if !low.is_coded(axis) => {
                 let index = plain(to, index);
-                let pick = |to: &mut Graph, table| to.add(Op::Gather { axis: axis.clone() }, &[table, index]);
-                let scale = scale.map(|scale| if to.ty(scale).axes.contains(axis) { pick(to, scale) } else { scale });
-                Value::Low { low: pick(to, *low), scale }
+                Value::Low(low.picked(to, axis, index))
             }
             (Op::Contract(over), [a, b]) => Value::Plain(contract(to, over, a, b)),
             (Op::Loop(inner), _) => {
@@ -218,21 +361,17 @@ fn copy(from: &Graph, to: &mut Graph, inputs: Vec<Value>) {
         };
         values[id.idx()] = Some(value);
     }
-    let outputs = from.outputs().iter().filter_map(|output| {
-        let node = plain(to, values[output.node.idx()].as_ref()?);
-        Some(Output { node, ..output.clone() })
-    });
-    let outputs = outputs.collect();
-    to.set_outputs(outputs);
+    from.outputs().iter().filter_map(|output| values[output.node.idx()].clone()).collect()
 }
 
 /// A value as `f32`.
 fn plain(to: &mut Graph, value: &Value) -> NodeId {
-    match *value {
-        Value::Plain(node) => node,
-        Value::Low { low, scale } => {
-            let wide = to.cast(low, DType::F32);
-            scale.map_or(wide, |scale| to.add(Op::Mul, &[wide, scale]))
+    match value {
+        Value::Plain(node) => *node,
+        Value::Low(Low { parts, blocks: Some((blocks, flat)) }) => blocks.decode(to, parts, flat),
+        Value::Low(Low { parts, blocks: None }) => {
+            let wide = to.cast(parts[0], DType::F32);
+            parts.get(1).map_or(wide, |scale| to.add(Op::Mul, &[wide, *scale]))
         }
     }
 }
@@ -240,11 +379,14 @@ fn plain(to: &mut Graph, value: &Value) -> NodeId {
 /// A product of what is kept: a scale that is the same all along a sum is applied to the result.
 fn contract(to: &mut Graph, over: &[Name], a: &Value, b: &Value) -> NodeId {
     let mut after = Vec::new();
-    let mut operand = |to: &mut Graph, value: &Value| match *value {
-        Value::Low { low, scale: Some(scale) } if !over.iter().any(|name| to.ty(scale).axes.contains(name)) => {
-            after.push(scale);
-            to.cast(low, DType::F32)
-        }
+    let mut operand = |to: &mut Graph, value: &Value| match value {
+        Value::Low(Low { parts, blocks: None }) => match parts.as_slice() {
+            [low, scale] if !over.iter().any(|name| to.ty(*scale).axes.contains(name)) => {
+                after.push(*scale);
+                to.cast(*low, DType::F32)
+            }
+            _ => plain(to, value),
+        },
         _ => plain(to, value),
     };
     let (a, b) = (operand(to, a), operand(to, b));
@@ -252,23 +394,29 @@ fn contract(to: &mut Graph, over: &[Name], a: &Value, b: &Value) -> NodeId {
     after.into_iter().fold(product, |product, scale| to.add(Op::Mul, &[product, scale]))
 }
 
-/// A loop with what it is given kept in fewer bits: a scale is one more argument, scanned if it has the loop's axis.
+/// A loop with what it is given kept in fewer bits: each further part is one more argument, scanned if it has the loop's axis.
 fn around(to: &mut Graph, inner: &Loop, args: &[Value]) -> (Loop, Vec<NodeId>) {
     let scans_end = inner.carries + inner.scans;
     let mut given: Vec<NodeId> = Vec::new();
-    // Each scale with the argument that it is of.
+    let mut forms: Vec<Option<&Low>> = Vec::new();
+    // Each further part with the argument that it is of.
     let (mut scanned, mut free) = (Vec::new(), Vec::new());
     for (at, value) in args.iter().enumerate() {
-        given.push(match *value {
-            Value::Low { low, scale } if at >= inner.carries => {
-                if let Some(scale) = scale {
-                    let is_scanned = to.ty(scale).axes.contains(&inner.axis.name);
-                    if is_scanned { &mut scanned } else { &mut free }.push((at, scale));
+        match value {
+            Value::Low(low) if at >= inner.carries && !low.is_coded(&inner.axis.name) => {
+                for part in &low.parts[1..] {
+                    // Only what the whole argument does, its parts do; a part may lack the axis.
+                    let is_scanned = at < scans_end && to.ty(*part).axes.contains(&inner.axis.name);
+                    if is_scanned { &mut scanned } else { &mut free }.push((at, *part));
                 }
-                low
+                given.push(low.parts[0]);
+                forms.push(Some(low));
             }
-            _ => plain(to, value),
-        });
+            _ => {
+                given.push(plain(to, value));
+                forms.push(None);
+            }
+        }
     }
     // The body's inputs come in the order of the loop's arguments: what is scanned, then what is free.
     let mut body = Graph::new();
@@ -282,24 +430,34 @@ fn around(to: &mut Graph, inner: &Loop, args: &[Value]) -> (Loop, Vec<NodeId>) {
         body.input(name, old.map_or(InputKind::Param, |input| input.kind), ty)
     };
     let first: Vec<NodeId> = (0..scans_end).map(|at| param(Some(at), given[at], at >= inner.carries)).collect();
-    let first_scales: Vec<NodeId> = scanned.iter().map(|(_, scale)| param(None, *scale, true)).collect();
+    let first_parts: Vec<NodeId> = scanned.iter().map(|(_, part)| param(None, *part, true)).collect();
     let rest: Vec<NodeId> = (scans_end..args.len()).map(|at| param(Some(at), given[at], false)).collect();
-    let rest_scales: Vec<NodeId> = free.iter().map(|(_, scale)| param(None, *scale, false)).collect();
-    let mut values: Vec<Value> = first.into_iter().chain(rest).map(Value::Plain).collect();
-    for (at, value) in values.iter_mut().enumerate().skip(inner.carries) {
-        if let (Value::Low { .. }, Value::Plain(low)) = (&args[at], &*value) {
-            *value = Value::Low { low: *low, scale: None };
+    let rest_parts: Vec<NodeId> = free.iter().map(|(_, part)| param(None, *part, false)).collect();
+    let own = first.into_iter().chain(rest).zip(forms);
+    let mut values: Vec<Value> = own
+        .map(|(node, form)| match form {
+            Some(low) => Value::Low(Low { parts: vec![node], blocks: low.blocks.clone() }),
+            None => Value::Plain(node),
+        })
+        .collect();
+    // An argument's parts are all in one of the lists, or its last lack the axis and are in the other.
+    for ((at, _), own) in scanned.iter().zip(first_parts).chain(free.iter().zip(rest_parts)) {
+        if let Value::Low(low) = &mut values[*at] {
+            low.parts.push(own);
         }
     }
-    for ((at, _), own) in scanned.iter().zip(first_scales).chain(free.iter().zip(rest_scales)) {
-        if let Value::Low { scale, .. } = &mut values[*at] {
-            *scale = Some(own);
-        }
-    }
-    copy(&inner.body, &mut body, values);
+    let outputs = copy(&inner.body, &mut body, values);
+    let outputs: Vec<Output> = inner
+        .body
+        .outputs()
+        .iter()
+        .zip(&outputs)
+        .map(|(output, value)| Output { node: plain(&mut body, value), ..output.clone() })
+        .collect();
+    body.set_outputs(outputs);
     let tail = given.split_off(scans_end);
-    given.extend(scanned.iter().map(|(_, scale)| *scale));
+    given.extend(scanned.iter().map(|(_, part)| *part));
     given.extend(tail);
-    given.extend(free.iter().map(|(_, scale)| *scale));
+    given.extend(free.iter().map(|(_, part)| *part));
     (Loop { scans: inner.scans + scanned.len(), ..inner.with_body(body) }, given)
 }

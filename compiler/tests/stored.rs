@@ -8,7 +8,8 @@ use mdl_compiler::kernel::Role as Part;
 use mdl_compiler::pass;
 use mdl_compiler::plan::{PlanOptions, plan};
 use mdl_compiler::reference::{Tensor, eval_stored};
-use mdl_compiler::stored::{Kept, Stored, stored};
+use mdl_compiler::stored::blocks::{Blocks, Code};
+use mdl_compiler::stored::{Kept, Orders, Stored, stored};
 use mdl_compiler::testing::random_inputs;
 use mdl_graph::{Axis, AxisSet, DType, Graph, InputKind, Loop, Name, NodeId, Op, Role, Type};
 
@@ -59,18 +60,20 @@ fn token() -> Graph {
 fn converted(stored: &Stored, graph: &Graph, inputs: &[Tensor]) -> Vec<Tensor> {
     let mut by_name: BTreeMap<Name, Tensor> =
         graph.inputs().iter().map(|input| input.name.clone()).zip(inputs.iter().cloned()).collect();
-    let given: Vec<Tensor> = stored
-        .convert
-        .inputs()
-        .iter()
-        .map(|input| match by_name.get(&input.name) {
-            Some(tensor) => tensor.clone(),
-            None => Tensor::filled(input.ty.clone(), mdl_graph::Scalar::Int(0).cast(input.ty.dtype)),
-        })
-        .collect();
-    let made = eval_stored(&stored.convert, &given).unwrap();
-    for (output, tensor) in stored.convert.outputs().iter().zip(made) {
-        by_name.insert(output.name.clone(), tensor);
+    for convert in &stored.convert {
+        let given: Vec<Tensor> = convert
+            .graph
+            .inputs()
+            .iter()
+            .map(|input| match by_name.get(&input.name) {
+                Some(tensor) => tensor.clone(),
+                None => Tensor::filled(input.ty.clone(), mdl_graph::Scalar::Int(0).cast(input.ty.dtype)),
+            })
+            .collect();
+        let made = eval_stored(&convert.graph, &given).unwrap();
+        for (output, tensor) in convert.graph.outputs().iter().zip(made) {
+            by_name.insert(output.name.clone(), tensor);
+        }
     }
     stored.graph.inputs().iter().map(|input| by_name[&input.name].clone()).collect()
 }
@@ -86,9 +89,9 @@ fn a_model_says_nearly_the_same() {
     let wanted = eval_stored(&graph, &inputs).unwrap();
     // Three products and a sum: each rounds its matrix by half of a 127th, or of a 128th of a number.
     for (kept, bits, limit) in [(Kept::F32, 32, 0.0), (Kept::BF16, 16, 0.01), (Kept::Int8, 8, 0.02)] {
-        let stored = stored(&graph, kept);
+        let stored = stored(&graph, &|_| kept, &Orders::new());
         stored.graph.verify().unwrap();
-        stored.convert.verify().unwrap();
+        stored.convert.iter().for_each(|convert| convert.graph.verify().unwrap());
         let matrices = stored.graph.inputs().iter().filter(|input| input.ty.dtype.size_bytes() * 8 == bits);
         assert!(kept == Kept::F32 || matrices.count() == 3, "{}", stored.graph);
         // All inputs are where they were: outputs name states by their numbers.
@@ -117,7 +120,7 @@ fn what_int8_can_say_is_said_exactly() {
             *tensor = Tensor::float(input.ty.clone(), data.collect());
         }
     }
-    let stored = stored(&graph, Kept::Int8);
+    let stored = stored(&graph, &|_| Kept::Int8, &Orders::new());
     let got = eval_stored(&stored.graph, &converted(&stored, &graph, &inputs)).unwrap();
     for (got, wanted) in got.iter().zip(eval_stored(&graph, &inputs).unwrap()) {
         for (got, wanted) in got.to_f64().iter().zip(wanted.to_f64()) {
@@ -130,11 +133,55 @@ fn what_int8_can_say_is_said_exactly() {
 #[test]
 fn kernels_read_matrices_as_they_are_kept() {
     for kept in [Kept::BF16, Kept::Int8] {
-        let graph = pass::prepare(&stored(&token(), kept).graph, &pass::Options::default()).unwrap();
+        let graph =
+            pass::prepare(&stored(&token(), &|_| kept, &Orders::new()).graph, &pass::Options::default()).unwrap();
         let plan = plan(&graph, &PlanOptions::default()).unwrap();
         plan.verify().unwrap();
         for buf in plan.kernels.iter().flat_map(|kernel| &kernel.bufs) {
             assert!(buf.role == Part::Read || buf.len < 48 * 48, "{kept:?}\n{plan}");
         }
     }
+}
+
+/// A step that remembers: what it reads and writes in eight bits is near what it would be in floats, and its kernels take it so.
+#[test]
+fn a_state_in_blocks_is_read_and_written() {
+    let f = DType::F32;
+    let mut graph = Graph::new();
+    let g = graph.input("g", InputKind::Batch, ty(f, &[("row", 4), ("column", 64)]));
+    let m = graph.input("m", InputKind::State, ty(f, &[("row", 4), ("column", 64)]));
+    let keep = graph.constant(0.75, f);
+    let kept = graph.add(Op::Mul, &[m, keep]);
+    let next = graph.add(Op::Add, &[kept, g]);
+    graph.output_as("m", Role::Next(mdl_graph::InputId(1)), next);
+    let blocks = Kept::Blocks(Blocks { code: Code::Q8, block: 32, double: false });
+    let orders = Orders::from([(Name::from("m"), vec![Name::from("row"), Name::from("column")])]);
+    let made = stored(&graph, &|input| if input.name.as_str() == "m" { blocks } else { Kept::F32 }, &orders);
+    made.graph.verify().unwrap();
+    assert!(made.convert.is_empty());
+    let names: Vec<&str> = made.graph.inputs().iter().map(|input| input.name.as_str()).collect();
+    assert_eq!(names, ["g", "m as q8", "m scale"]);
+    plan(&pass::prepare(&made.graph, &pass::Options::default()).unwrap(), &PlanOptions::default())
+        .unwrap()
+        .verify()
+        .unwrap();
+
+    let zeros = |ty: &Type| Tensor::filled(ty.clone(), mdl_graph::Scalar::Int(0).cast(ty.dtype));
+    let mut exact = zeros(&graph.inputs()[1].ty);
+    let mut parts: Vec<Tensor> = made.graph.inputs()[1..].iter().map(|input| zeros(&input.ty)).collect();
+    for seed in 0..6 {
+        let g = random_inputs(&graph, seed).remove(0);
+        exact = eval_stored(&graph, &[g.clone(), exact]).unwrap().remove(0);
+        parts = eval_stored(&made.graph, &[vec![g], parts].concat()).unwrap();
+    }
+    // What the parts say is what one more step would add nothing to.
+    let nothing = zeros(&graph.inputs()[0].ty);
+    let wanted: Vec<f64> = exact.to_f64();
+    let codes = parts[0].to_f64();
+    assert!(codes.iter().any(|code| *code > 127.0) && codes.iter().any(|code| *code < 127.0), "{codes:?}");
+    // Scales are the largest of 32 numbers along `column`.
+    let again = eval_stored(&made.graph, &[vec![nothing], parts].concat()).unwrap();
+    let largest = |of: &[f64]| of.iter().fold(0.0_f64, |most, x| most.max(x.abs()));
+    let scales = again[1].to_f64();
+    assert!((largest(&scales) - 0.75 * largest(&wanted)).abs() <= 0.02 * largest(&wanted), "{scales:?}");
 }

@@ -269,6 +269,8 @@ pub struct TrainSpec {
     pub states: Vec<State>,
     /// What its graphs read of other stages. All of it stays as it is.
     pub reads: Vec<Read>,
+    /// What of [`TrainSpec::reads`] and [`TrainSpec::states`] is kept in memory in fewer bits. Graphs read and write it as `f32`.
+    pub kept: Vec<Kept>,
     /// The first values: an output for each weight and each state, under its name; inputs `seed` and `step`.
     pub init: Graph,
     /// One step on one whole batch. Outputs: values `loss`, `lr`, `grad_norm` and reported metrics; the next weights and states.
@@ -297,6 +299,37 @@ pub struct Budget {
     pub span: Span,
 }
 
+/// A tensor that is kept in fewer bits than graphs compute in.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Kept {
+    pub input: Name,
+    pub dtype: StoredDtype,
+}
+
+/// A stored dtype: numbers in blocks, which are read as floats and round on writing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum StoredDtype {
+    /// `nf4(block: 64, double: true)`: the four bits of QLoRA; with `double`, scales are kept in eight.
+    Nf4 { block: u64, double: bool },
+    /// `q8(block: 256)`: the dynamic eight bits of 8-bit optimizers.
+    Q8 { block: u64 },
+}
+
+impl StoredDtype {
+    pub fn block(self) -> u64 {
+        match self {
+            StoredDtype::Nf4 { block, .. } | StoredDtype::Q8 { block } => block,
+        }
+    }
+
+    /// Whether blocks come out even across some of the last of these axes.
+    pub fn fits(self, axes: &[Axis]) -> bool {
+        let across = |n: usize| axes[axes.len() - n..].iter().map(|axis| axis.size).product::<u64>();
+        (1..=axes.len()).any(|n| across(n).is_multiple_of(self.block()))
+    }
+}
+
 /// A trained tensor. Its input in graphs is named `path`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Weight {
@@ -311,6 +344,8 @@ pub struct Weight {
     pub to: Vec<Name>,
     /// Where its first value comes from; `init` has it as an input under its path then, and not as an output.
     pub origin: Option<Origin>,
+    /// Whether steps leave it as it is. Frozen weights that another stage keeps are in [`TrainSpec::reads`] instead.
+    pub frozen: bool,
 }
 
 /// A weight or state that a stage reads and leaves as it is: an input of kind `Weight` or `State`.

@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use mdl_graph::Role;
 use mdl_lang::diag::{Code, Sources, render};
-use mdl_lang::spec::{Program, StageKind};
+use mdl_lang::spec::{Origin, Program, StageKind, Weight};
 use mdl_lang::stage::check;
 use world::FakeWorld;
 
@@ -58,10 +58,23 @@ fn summary(program: &Program) -> String {
                     spec.save,
                     spec.patience
                 );
-                let weights: Vec<String> = spec.weights.iter().map(|weight| weight.path.to_string()).collect();
+                let name = |weight: &Weight| format!("{}{}", weight.path, if weight.frozen { " (frozen)" } else { "" });
+                let weights: Vec<String> = spec.weights.iter().map(name).collect();
                 let states: Vec<String> = spec.states.iter().map(|state| state.name.to_string()).collect();
                 let _ = writeln!(text, "  weights {}", weights.join(" "));
                 let _ = writeln!(text, "  states {}", states.join(" "));
+                let reads = spec.reads.iter().map(|read| match &read.origin {
+                    Origin::Stage { stage, tensor } => format!("{} = {stage}/{tensor}", read.input),
+                    Origin::Files { .. } => format!("{} = a file", read.input),
+                });
+                let reads: Vec<String> = reads.collect();
+                let kept = spec.kept.iter().map(|kept| format!("{} as {:?}", kept.input, kept.dtype));
+                let kept: Vec<String> = kept.collect();
+                for (what, all) in [("reads", reads), ("keeps", kept)] {
+                    if !all.is_empty() {
+                        let _ = writeln!(text, "  {what} {}", all.join(", "));
+                    }
+                }
                 let _ = writeln!(text, "  step gives {}", values(&spec.step));
                 if let Some(evaluate) = &spec.evaluate {
                     let _ = writeln!(

@@ -9,12 +9,13 @@ use std::collections::BTreeMap;
 use mdl_compiler::budget::{StepError, compile};
 use mdl_compiler::pass::Options;
 use mdl_compiler::plan::{CompileError, Plan, PlanOptions};
-use mdl_compiler::stored::{Kept, stored};
-use mdl_graph::{Axis, Graph, InputKind, Name, Role, Span, philox};
+use mdl_compiler::stored::Convert;
+use mdl_graph::{Axis, Graph, Name, Role, Span, philox};
 use mdl_lang::decode::{POS, decode};
 
 use crate::device::{Cpu, Executable, Tensors};
 use crate::error::RunError;
+use crate::kept::Keep;
 use crate::positions::{Positions, positions};
 
 /// How many positions of a prompt are read at once, where the model allows it: the most that the context has room for. Weights are read once
@@ -52,7 +53,7 @@ pub struct Generator {
     /// Which ids the model knows.
     ids: Option<Positions>,
     scratch: Vec<(f32, u32)>,
-    convert: Graph,
+    convert: Vec<Convert>,
     orders: BTreeMap<Name, Vec<Name>>,
 }
 
@@ -65,7 +66,7 @@ pub struct DecoderPlans {
     pub(crate) context: u64,
     ids: Option<Positions>,
     /// Makes the matrices as they are kept of those that were trained.
-    convert: Graph,
+    convert: Vec<Convert>,
     orders: BTreeMap<Name, Vec<Name>>,
 }
 
@@ -75,16 +76,15 @@ impl DecoderPlans {
     }
 }
 
-/// Plans the decoder of `forward`, which reads `ids` along one axis besides `batch`, and gives `logits`. Its matrices are kept as
-/// [`stored`] says.
+/// Plans the decoder of `forward`, which reads `ids` along one axis besides `batch`, and gives `logits`.
 pub fn plan_decoders(
     forward: &Graph,
     orders: &BTreeMap<Name, Vec<Name>>,
-    kept: Kept,
+    keep: Keep<'_>,
 ) -> Result<DecoderPlans, StepError> {
     let axis = sequence_axis(forward).map_err(|message| refuse(message, None))?;
     let mut orders = orders.clone();
-    let mut convert = Graph::new();
+    let mut convert = Vec::new();
     let mut build = |rows: u64| -> Result<(Plan, Vec<Name>), StepError> {
         let mut decoder = decode(forward, &axis, rows).map_err(|error| refuse(error.message, Some(error.span)))?;
         if rows > 1 {
@@ -92,17 +92,10 @@ pub fn plan_decoders(
             let outputs = outputs.collect();
             decoder.graph.set_outputs(outputs);
         }
-        let stored = stored(&decoder.graph, kept);
-        for input in stored.graph.inputs() {
-            if let Some(order) = stored.made_of.get(&input.name).and_then(|matrix| orders.get(matrix)) {
-                // A scale lacks the axes that a product sums over.
-                let own = order.iter().filter(|name| input.ty.axes.contains(name)).cloned().collect();
-                orders.insert(input.name.clone(), own);
-            }
-        }
-        convert = stored.convert;
+        let (graph, all, made) = keep.apply(&decoder.graph, &orders);
+        (orders, convert) = (all, made);
         let planning = PlanOptions { orders: orders.clone(), ..PlanOptions::default() };
-        Ok((compile(&stored.graph, &Options::default(), &planning, None)?, decoder.caches))
+        Ok((compile(&graph, &Options::default(), &planning, None)?, decoder.caches))
     };
     // A recurrent model is read one position at a time.
     let rows = PROMPT_ROWS.into_iter().find(|rows| *rows <= axis.size);
@@ -121,10 +114,10 @@ impl Generator {
     pub fn new(
         forward: &Graph,
         orders: &BTreeMap<Name, Vec<Name>>,
-        kept: Kept,
+        keep: Keep<'_>,
         cpu: &Cpu,
     ) -> Result<Generator, RunError> {
-        let plans = plan_decoders(forward, orders, kept)
+        let plans = plan_decoders(forward, orders, keep)
             .map_err(|error| RunError::failed("deriving the decoder", error.to_string()))?;
         Generator::of_plans(plans, cpu)
     }
@@ -163,15 +156,16 @@ impl Generator {
         load: impl FnOnce(&mut Tensors) -> Result<(), RunError>,
     ) -> Result<(), RunError> {
         self.allocate(tensors);
-        if self.convert.outputs().is_empty() {
-            return load(tensors);
+        let mut converts = Vec::new();
+        for convert in &self.convert {
+            let made = Executable::new(&convert.graph, &self.orders, cpu)?;
+            tensors.allocate(made.plan());
+            converts.push(made);
         }
-        let mut convert = Executable::new(&self.convert, &self.orders, cpu)?;
-        tensors.allocate(convert.plan());
         load(tensors)?;
-        convert.run(tensors, cpu)?;
-        for input in self.convert.inputs().iter().filter(|input| input.kind == InputKind::Weight) {
-            tensors.remove(input.name.as_str());
+        for (made, convert) in converts.iter_mut().zip(&self.convert) {
+            made.run(tensors, cpu)?;
+            tensors.remove(convert.of.as_str());
         }
         Ok(())
     }

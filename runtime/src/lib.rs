@@ -10,6 +10,7 @@ pub mod error;
 pub mod event;
 pub mod export;
 pub mod generate;
+pub mod kept;
 pub mod metrics;
 pub mod npz;
 mod positions;

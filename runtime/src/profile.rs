@@ -16,6 +16,7 @@ use serde_json::{Value, json};
 use crate::device::{Executable, Peaks, Tensors};
 use crate::error::RunError;
 use crate::generate::plan_decoders;
+use crate::kept::Keep;
 use crate::run::Run;
 use crate::stage::train::{initialize, orders};
 
@@ -137,7 +138,7 @@ pub fn profile_decoder(
     let Some(forward) = &spec.forward else {
         return Err(RunError::Usage(format!("the model of `{name}` gives no logits for `ids`: it writes no text")));
     };
-    let plans = plan_decoders(forward, &orders(spec), kept)
+    let plans = plan_decoders(forward, &orders(spec), Keep { kept: &spec.kept, rest: kept })
         .map_err(|error| RunError::failed(format!("deriving the decoder of `{name}`"), error.to_string()))?;
     let middle = plans.context / 2;
     let mut token = Executable::of_plan(plans.one, &run.cpu)?;

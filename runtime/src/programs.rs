@@ -3,17 +3,18 @@
 //! In: a train stage. Out: the plan of its step, of the evaluation in between and of the decoders that its samples are written
 //! with, and the memory that all of them take together. Steps and evaluations take turns in one arena; decoders have their own.
 
+use std::borrow::Cow;
 use std::collections::BTreeSet;
 
 use mdl_compiler::budget::{StepError, compile};
 use mdl_compiler::pass::Options;
 use mdl_compiler::plan::{Plan, PlanOptions};
-use mdl_compiler::stored::Kept;
 use mdl_graph::{Graph, Name};
 use mdl_lang::spec::{EvalSpec, TrainSpec};
 
 use crate::device::{Machine, options};
 use crate::generate::{DecoderPlans, plan_decoders};
+use crate::kept::Keep;
 use crate::stage::train::{Orders, orders, orders_of};
 
 /// As the main thread's on Linux.
@@ -46,8 +47,10 @@ impl Memory {
 
 /// Plans a train stage. Its budget of memory holds for all programs together.
 pub fn plan_stage(spec: &TrainSpec, machine: Machine) -> Result<Programs, StepError> {
-    let orders = orders(spec);
-    let planner = Planner { spec, planning: PlanOptions { orders: orders.clone(), ..PlanOptions::default() }, machine };
+    let keep = Keep::of_stage(&spec.kept);
+    let (graph, orders, _) = keep.apply(&spec.step, &orders(spec));
+    let planning = PlanOptions { orders: orders.clone(), ..PlanOptions::default() };
+    let planner = Planner { spec, graph, planning, machine };
     // Neither waits for the other.
     let (whole, others) = std::thread::scope(|scope| {
         let beside = || Others::plan(spec, &orders, machine);
@@ -73,15 +76,17 @@ pub fn plan_stage(spec: &TrainSpec, machine: Machine) -> Result<Programs, StepEr
 pub fn plan_eval(spec: &EvalSpec, of: &TrainSpec, machine: Machine) -> Result<(Plan, u64), StepError> {
     let mut orders = orders(of);
     orders.extend(orders_of(&spec.reads));
-    let plan = plan_evaluation(&spec.graph, &orders, of.micro)?;
+    let plan = plan_evaluation(&spec.graph, &orders, Keep::of_stage(&of.kept), of.micro)?;
     let bytes = plan.report.peak_bytes + machine.workspace_bytes(&plan);
     Ok((plan, bytes))
 }
 
 /// A program that measures, in as many pieces as the step takes a batch in. A metric that mixes examples means the whole
 /// batch, so with one the batch is whole.
-fn plan_evaluation(graph: &Graph, orders: &Orders, micro: u64) -> Result<Plan, StepError> {
-    let planning = PlanOptions { orders: orders.clone(), ..PlanOptions::default() };
+fn plan_evaluation(graph: &Graph, orders: &Orders, keep: Keep<'_>, micro: u64) -> Result<Plan, StepError> {
+    let (graph, orders, _) = keep.apply(graph, orders);
+    let graph = &*graph;
+    let planning = PlanOptions { orders, ..PlanOptions::default() };
     match compile(graph, &Options { micro, ..Options::default() }, &planning, None) {
         Err(StepError::Pass(_)) if micro > 1 => compile(graph, &Options::default(), &planning, None),
         planned => planned,
@@ -98,11 +103,11 @@ struct Others {
 impl Others {
     fn plan(spec: &TrainSpec, orders: &Orders, machine: Machine) -> Result<Others, StepError> {
         let evaluation = match &spec.evaluate {
-            Some(evaluate) => Some(plan_evaluation(&evaluate.graph, orders, spec.micro)?),
+            Some(evaluate) => Some(plan_evaluation(&evaluate.graph, orders, Keep::of_stage(&spec.kept), spec.micro)?),
             None => None,
         };
         let decoders = match (&spec.sample, &spec.forward) {
-            (Some(_), Some(forward)) => Some(plan_decoders(forward, orders, Kept::F32)?),
+            (Some(_), Some(forward)) => Some(plan_decoders(forward, orders, Keep::of_stage(&spec.kept))?),
             _ => None,
         };
         Ok(Others { evaluation, decoders, machine })
@@ -127,6 +132,8 @@ impl Others {
 
 struct Planner<'a> {
     spec: &'a TrainSpec,
+    /// Its step, as its tensors are kept.
+    graph: Cow<'a, Graph>,
     planning: PlanOptions,
     machine: Machine,
 }
@@ -135,7 +142,7 @@ impl Planner<'_> {
     /// The step, with what launches need in its report.
     fn step(&self, saved_bytes: Option<u64>, budget: Option<u64>) -> Result<Plan, StepError> {
         let options = Options { saved_bytes, ..options(self.spec) };
-        let mut plan = compile(&self.spec.step, &options, &self.planning, budget)?;
+        let mut plan = compile(&self.graph, &options, &self.planning, budget)?;
         let beside = self.machine.workspace_bytes(&plan);
         plan.report.add_workspace(beside);
         Ok(plan)

@@ -24,7 +24,7 @@ pub fn tune(tuned: &Tuned, arrays: &[Array], run: &Run<'_>, mut seen: impl FnMut
     let mut step = Executable::of_plan(programs.step, &run.cpu)?;
     let mut tensors = Tensors::new();
     tensors.allocate(step.plan());
-    load_reads(run, &spec.reads, &mut tensors)?;
+    load_reads(&run.base, &run.out, &spec.reads, &mut tensors)?;
     initialize(spec, spec.seed, &orders(spec), &mut tensors, run)?;
     for done in 0..spec.steps {
         // A step may have written over its inputs.

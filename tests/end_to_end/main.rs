@@ -1,5 +1,6 @@
 //! Whole runs of `mdlc`, as a user or a script would start it.
 
+mod adapters;
 mod card;
 mod examples;
 mod full_disk;

@@ -3,6 +3,7 @@
 //!
 //! Everything is evaluated by the reference interpreter in f64, so what is compared here is what the `.mdl` text says.
 
+mod blocks;
 mod decoders;
 mod derived;
 mod documents;

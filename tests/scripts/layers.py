@@ -27,7 +27,8 @@ def draw(*shape, std=0.5):
 
 
 def store(name, value):
-    TENSORS[name] = np.ascontiguousarray(value.detach().numpy())
+    value = value.detach().numpy()
+    TENSORS[name] = np.ascontiguousarray(value).reshape(value.shape)
 
 
 def case(name, axes, call, inputs, out_axes, run, layer=None, weights=None):
@@ -218,10 +219,50 @@ def convolution():
              lambda i, w, f=pool: f(i["x"], 2))
 
 
+def objectives():
+    """Objectives on logits as they are: the model is a function of the batch, whose derivative is recorded."""
+    batch, t, vocab = 3, 5, 7
+    axes = dict(batch=batch, t=t, vocab=vocab)
+    whole = lambda high, *shape: torch.tensor(RNG.integers(0, high, shape))
+    mask = torch.tensor(RNG.integers(0, 2, (batch, t)))
+    mask[:, 0] = 1
+    counted = lambda loss, m: (loss * m).sum() / m.sum()
+    ce = lambda logits, label, **k: F.cross_entropy(logits.movedim(-1, 1), label.long(), reduction="none", **k)
+    inputs = lambda: dict(x=(["batch", "t", "vocab"], draw(batch, t, vocab)), next=(["batch", "t"], whole(vocab, batch, t)), mask=(["batch", "t"], mask))
+    fields = "(ids: x, next: next, mask: mask > 0)"
+    case("seq2seq", axes, f"seq2seq(smooth: 0.1, read: fn(model, batch) = batch.ids)(0, {fields})", inputs(), [],
+         lambda i, w: counted(ce(i["x"], i["next"], label_smoothing=0.1), i["mask"]))
+    hidden = dict(teacher=(["batch", "t", "vocab"], draw(batch, t, vocab)))
+
+    def distilled(i, w):
+        p, q = F.softmax(i["teacher"].detach() / 3, -1), F.log_softmax(i["x"] / 3, -1)
+        return 0.7 * 9 * counted(-(p * q).sum(-1), i["mask"]) + 0.3 * counted(ce(i["x"], i["next"]), i["mask"])
+
+    case("distill", axes, f"distill(fn(ids) = teacher, temperature: 3.0, share: 0.7)(fn(ids) = x, {fields}).loss", inputs() | hidden, [], distilled)
+    label = dict(x=(["batch", "t", "label"], draw(batch, t, 4)), tags=(["batch", "t"], whole(5, batch, t) - 1))
+    case("tag", dict(batch=batch, t=t, label=4), "tag(read: fn(model, batch) = x)(0, (tags: tags)).loss", label, [],
+         lambda i, w: F.cross_entropy(i["x"].movedim(-1, 1), i["tags"].long(), ignore_index=-1))
+    pair = dict(x=(["batch", "answer"], draw(batch, 2)), label=(["batch"], torch.tensor([0, -1, 1])))
+    case("nsp", dict(batch=batch, answer=2), "nsp(read: fn(model, batch) = x)(0, (label: label)).loss", pair, [],
+         lambda i, w: F.cross_entropy(i["x"], i["label"].long(), ignore_index=-1))
+    pair = dict(a=(["row", "embed"], draw(4, 6)), b=(["row", "embed"], draw(4, 6)))
+
+    def clip(i, w):
+        score = 5.0 * F.normalize(i["a"], dim=-1) @ F.normalize(i["b"], dim=-1).T
+        return (F.cross_entropy(score, torch.arange(4)) + F.cross_entropy(score.T, torch.arange(4))) / 2
+
+    case("contrast", dict(row=4, embed=6), "contrast[row, embed](a, b, scale: 5.0)", pair, [], clip)
+    frames, length = torch.tensor([9, 7, 8]), torch.tensor([3, 1, 4])
+    speech = dict(x=(["batch", "t", "vocab"], draw(batch, 9, vocab)), label=(["batch", "u"], torch.tensor([[1, 1, 2, 0], [3, 0, 0, 0], [4, 5, 5, 6]])),
+                  frames=(["batch"], frames), length=(["batch"], length))
+    case("ctc", dict(batch=batch, t=9, vocab=vocab, u=4), "ctc[vocab](log_softmax[vocab](x), label, frames, length)", speech, ["batch"],
+         lambda i, w: F.ctc_loss(F.log_softmax(i["x"], -1).movedim(1, 0), i["label"].long(), frames, length, reduction="none"))
+
+
 if __name__ == "__main__":
     torch.manual_seed(0)
     torch.set_num_threads(1)
-    for make in (pointwise, rows, norms, batch_norm, tables, attention, networks, recurrent, convolution):
+    for make in (pointwise, rows, norms, batch_norm, tables, attention, networks, recurrent, convolution, objectives):
         make()
     save_file(TENSORS, OUT / "layers.safetensors")
     (OUT / "layers.safetensors").chmod(0o644)

@@ -8,7 +8,7 @@ import re
 import sys
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
-FILES = ["core", "init", "losses", "optim", "schedules", "nn/activations", "nn/linear", "nn/embedding", "nn/norm", "nn/dropout", "nn/rope",
+FILES = ["core", "init", "losses", "objectives", "optim", "schedules", "adapters", "nn/activations", "nn/linear", "nn/embedding", "nn/norm", "nn/dropout", "nn/rope",
          "nn/attend", "nn/attention", "nn/mlp", "nn/moe", "nn/block", "nn/recurrent", "nn/convolution", "models/gpt", "models/llama", "models/lstm", "models/classifier",
          "models/gpt_neox", "models/opt", "models/bloom", "models/phi3", "models/gemma2", "models/bert", "models/albert", "models/t5", "models/universal", "models/deepseek", "models/switch",
          "models/labels", "models/pretrained"]

@@ -8,6 +8,7 @@ use mdl_runtime::checkpoint;
 use mdl_runtime::device::{Cpu, Tensors};
 use mdl_runtime::error::RunError;
 use mdl_runtime::generate::{Choice, Generator};
+use mdl_runtime::kept::Keep;
 use mdl_runtime::stage::train;
 use serde_json::json;
 
@@ -54,7 +55,8 @@ fn write(common: &Common, matches: &ArgMatches, loaded: &Loaded) -> Result<(), R
         return Err(RunError::Usage("the prompt is empty; the model needs a token to begin with".to_string()));
     }
     let cpu = Cpu::new(common.threads)?.on(common.device(&loaded.program))?;
-    let mut generator = Generator::new(forward, &train::orders(spec), given(matches, "weights"), &cpu)?;
+    let keep = Keep { kept: &spec.kept, rest: given(matches, "weights") };
+    let mut generator = Generator::new(forward, &train::orders(spec), keep, &cpu)?;
     let mut tensors = Tensors::new();
     generator.allocate(&mut tensors);
     let folder = common.out().join(stage).join("checkpoints");
@@ -69,7 +71,10 @@ fn write(common: &Common, matches: &ArgMatches, loaded: &Loaded) -> Result<(), R
         );
         return Err(RunError::failed(format!("writing text with `{stage}`"), why));
     };
-    generator.load(&mut tensors, &cpu, |tensors| train::load_weights(&found, spec, tensors))?;
+    generator.load(&mut tensors, &cpu, |tensors| {
+        train::load_weights(&found, spec, tensors)?;
+        train::load_reads(&common.base(), &common.out(), &spec.reads, tensors)
+    })?;
     let choice = choice(common, matches);
     let mut out = std::io::stdout();
     let begin = given::<String>(matches, "prompt");

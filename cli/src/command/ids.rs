@@ -7,6 +7,7 @@ use mdl_data::Problem;
 use mdl_runtime::device::{Cpu, Tensors};
 use mdl_runtime::error::RunError;
 use mdl_runtime::generate::Generator;
+use mdl_runtime::kept::Keep;
 use mdl_runtime::npz::{self, Array};
 use mdl_runtime::stage::train::{load_origins, orders_of};
 
@@ -41,7 +42,8 @@ pub(super) fn generate(common: &Common, matches: &ArgMatches, color: bool) -> u8
     let write = || -> Result<(), RunError> {
         let cpu = Cpu::new(common.threads)?.on(common.device(&loaded.program))?;
         let orders = orders_of(&reads).collect();
-        let mut generator = Generator::new(&forward, &orders, given(matches, "weights"), &cpu)?;
+        let keep = Keep { kept: &[], rest: given(matches, "weights") };
+        let mut generator = Generator::new(&forward, &orders, keep, &cpu)?;
         let mut tensors = Tensors::new();
         let origins = || reads.iter().map(|read| (&read.input, &read.origin));
         generator

@@ -53,7 +53,7 @@ impl Elaborator<'_> {
             ExprKind::List(items) => {
                 let mut out = Vec::with_capacity(items.len());
                 for (i, item) in items.iter().enumerate() {
-                    out.push(self.at_path(&i.to_string(), |elab| elab.eval(env, item))?);
+                    out.push(self.part(&i.to_string(), |elab| elab.eval(env, item))?);
                 }
                 Ok(Value::list(out))
             }
@@ -66,7 +66,7 @@ impl Elaborator<'_> {
                     {
                         continue;
                     }
-                    out.push(self.at_path(&out.len().to_string(), |elab| elab.eval(&env, element))?);
+                    out.push(self.part(&out.len().to_string(), |elab| elab.eval(&env, element))?);
                 }
                 Ok(Value::list(out))
             }
@@ -163,7 +163,7 @@ impl Elaborator<'_> {
     }
 
     /// A pattern with the numbers that it names in braces: `"blocks.{i}.**"` for each `i` of a list, `"blocks.{0..n}"`.
-    pub(super) fn spelled_out(&mut self, env: &Env, pattern: &str) -> String {
+    pub fn spelled_out(&mut self, env: &Env, pattern: &str) -> String {
         let mut out = String::new();
         let mut rest = pattern;
         while let Some((before, after)) = rest.split_once('{') {
@@ -196,7 +196,7 @@ impl Elaborator<'_> {
         for part in parts {
             match part {
                 RecordPart::Field { name, value } => {
-                    let value = self.at_path(&name.text, |elab| elab.eval(env, value))?;
+                    let value = self.part(&name.text, |elab| elab.eval(env, value))?;
                     match fields.iter_mut().find(|(known, _)| **known == *name.text) {
                         Some(known) => known.1 = value,
                         None => fields.push((Rc::from(name.text.as_str()), value)),
@@ -297,7 +297,7 @@ impl Elaborator<'_> {
             | ArgKind::Spread(expr)
             | ArgKind::Named { value: expr, .. }) = &arg.kind;
             let value = match step {
-                Some(step) => self.at_path(&step, |elab| elab.eval(env, expr)),
+                Some(step) => self.part(&step, |elab| elab.eval(env, expr)),
                 None => self.eval(env, expr),
             };
             let Ok(value) = value else {

@@ -59,6 +59,11 @@ impl Elaborator<'_> {
         result
     }
 
+    /// What is built a step further on, with the adapters that take it.
+    pub(super) fn part(&mut self, step: &str, build: impl FnOnce(&mut Self) -> Eval<Value>) -> Eval<Value> {
+        self.at_path(step, |elab| build(elab).and_then(|value| elab.adapted(value)))
+    }
+
     /// `Linear[a -> b](bias: false)`
     pub(super) fn build(&mut self, _env: &Env, maker: &Rc<LayerMaker>, args: Args, span: Span) -> Eval<Value> {
         let (code, args) = match &maker.what {
@@ -137,6 +142,7 @@ impl Elaborator<'_> {
             env,
             members,
             stored,
+            adapts: None,
         };
         Ok(Layer { data: Rc::new(data), outer: Rc::new(outer), gather: None })
     }
@@ -222,7 +228,7 @@ impl Elaborator<'_> {
                     None => Ok(true),
                 };
                 let value = match wanted {
-                    Ok(true) => self.at_path(&name.text, |elab| elab.eval(&env, value)).unwrap_or(Value::Error),
+                    Ok(true) => self.part(&name.text, |elab| elab.eval(&env, value)).unwrap_or(Value::Error),
                     Ok(false) => Value::None,
                     Err(Stop) => Value::Error,
                 };
@@ -250,7 +256,7 @@ impl Elaborator<'_> {
     }
 
     /// The path here, with the copies on the way.
-    fn path_steps(&self) -> Vec<Step> {
+    pub(super) fn path_steps(&self) -> Vec<Step> {
         let copies = |i: usize| {
             let here = self.copied.iter().filter(|(len, _)| *len == i + 1);
             here.map(|(_, copies)| (copies.id, copies.axis.size)).collect()
@@ -290,7 +296,7 @@ impl Elaborator<'_> {
         let copies = Rc::new(Copies { id: self.n_copies, kind, axis, graph });
         self.stack.push(copies.clone());
         self.copied.push((self.path.len(), copies.clone()));
-        let built = self.eval(env, body);
+        let built = self.eval(env, body).and_then(|built| self.adapted(built));
         self.copied.pop();
         self.stack.pop();
         let inner = match built? {
@@ -322,6 +328,7 @@ impl Elaborator<'_> {
             env: inner.data.env.clone(),
             members: Vec::new(),
             stored: inner.data.stored.clone(),
+            adapts: None,
         };
         Ok(Value::Layer(Layer { data: Rc::new(data), outer: inner.outer.clone(), gather: None }))
     }

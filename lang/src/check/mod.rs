@@ -51,6 +51,7 @@
 //! comes in through `..` keeps its name unless the callee mentions it, then it becomes `name~1` (no user can write `~`).
 //! Axes of `map` and `each` are *hidden*, `row~2`: reductions over everything leave them alone.
 
+mod adapt;
 mod arith;
 mod axes;
 mod bracket;
@@ -89,6 +90,7 @@ use std::rc::Rc;
 
 use mdl_graph::{Axis, Name, Phase};
 
+pub use adapt::{Adapter, Builder};
 pub use builtins::{BUILTINS, Builtin};
 pub use optimizers::OptimizerState;
 pub use rebuild::Rebuilt;
@@ -138,9 +140,12 @@ pub struct Elaborator<'w> {
     stack: Vec<Rc<value::Copies>>,
     trained: Vec<String>,
     /// What builds the model of a trained stage, by the stage's name.
-    builders: HashMap<(usize, String), Rc<crate::syntax::ast::Expr>>,
+    builders: HashMap<(usize, String), Rc<Builder>>,
     /// The model of the stage that is looked at.
     rebuilt: Option<Rebuilt>,
+    /// The models that are being built with adapters, each inside of the one before it.
+    adapting: Vec<adapt::Adapting>,
+    brought: Vec<adapt::Brought>,
 
     // The graph under construction.
     levels: Vec<graphs::Level>,
@@ -200,6 +205,8 @@ impl<'w> Elaborator<'w> {
             trained: Vec::new(),
             builders: HashMap::new(),
             rebuilt: None,
+            adapting: Vec::new(),
+            brought: Vec::new(),
             levels: Vec::new(),
             inputs: HashMap::new(),
             phase: Phase::Forward,

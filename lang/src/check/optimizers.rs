@@ -4,6 +4,7 @@
 //! parameter of another (`averaged(adamw(lr: 1e-3))`) keeps its states under the parameter's name, `inner.m`, and runs where the
 //! outer one calls its `step`.
 
+use std::collections::BTreeMap;
 use std::rc::Rc;
 
 use mdl_graph::{Axis, AxisSet, DType, Phase, Type};
@@ -15,7 +16,11 @@ use super::value::{
     Args, Arrow, Env, Eval, Frame, FunctionKind, Optimizer, OptimizerCode, Stop, StoredId, Tensor, Value,
 };
 use crate::diag::Code;
+use crate::spec::StoredDtype;
 use crate::syntax::ast::{self, FnDef, MemberKind, Span, TypeKind};
+
+/// Smaller states are kept as floats, as bitsandbytes does: they are few bytes, and biases need their precision.
+const LEAST_STORED: u64 = 4096;
 
 /// A state that an optimizer keeps for one weight: the axes of copies first, then as declared.
 #[derive(Clone, Debug, PartialEq)]
@@ -23,6 +28,8 @@ pub struct OptimizerState {
     pub name: String,
     pub dtype: DType,
     pub axes: Vec<Axis>,
+    /// How it is kept; its steps read and write floats.
+    pub stored: Option<StoredDtype>,
     pub(super) n_stack: usize,
 }
 
@@ -215,7 +222,7 @@ impl Elaborator<'_> {
         weight: StoredId,
         stack: &[Axis],
     ) -> Eval<Vec<OptimizerState>> {
-        let env = self.weight_env(optimizer, weight);
+        let env = self.weight_env(optimizer, weight).with("w", Value::Stored(weight));
         let mut out = Vec::new();
         for decl in state_decls(&optimizer.code.ast) {
             if let Some(condition) = &decl.condition
@@ -226,14 +233,25 @@ impl Elaborator<'_> {
             let stored = &self.stored[weight.0 as usize];
             let (mut axes, own) = (stack.to_vec(), stored.axes.clone());
             let n_stack = axes.len();
-            let dtype = match &decl.ty {
+            let (dtype, stored) = match &decl.ty {
                 None => {
                     axes.extend(own);
-                    DType::F32
+                    (DType::F32, None)
                 }
-                Some(ty) => self.state_axes(&env, ty, &mut axes)?,
+                Some(ty) => match self.stored_state(&env, ty)? {
+                    Some(stored) => {
+                        match &ty.kind {
+                            TypeKind::Tensor { axes: Some(_), .. } => drop(self.state_axes(&env, ty, &mut axes)?),
+                            _ => axes.extend(own),
+                        }
+                        let own = &axes[n_stack..];
+                        let is_large = own.iter().map(|axis| axis.size).product::<u64>() >= LEAST_STORED;
+                        (DType::F32, Some(stored).filter(|stored| is_large && stored.fits(own)))
+                    }
+                    None => (self.state_axes(&env, ty, &mut axes)?, None),
+                },
             };
-            out.push(OptimizerState { name: decl.name.text.clone(), dtype, axes, n_stack });
+            out.push(OptimizerState { name: decl.name.text.clone(), dtype, axes, stored, n_stack });
         }
         for (param, inner) in Self::inner_optimizers(optimizer) {
             let states = self.optimizer_states(&inner, weight, stack)?;
@@ -244,12 +262,39 @@ impl Elaborator<'_> {
         Ok(out)
     }
 
+    /// `q8(block: 256)` as the dtype of a state.
+    fn stored_state(&mut self, env: &Env, ty: &ast::Type) -> Eval<Option<StoredDtype>> {
+        let dtype = match &ty.kind {
+            TypeKind::Tensor { dtype: Some(dtype), .. } if dtype.name.text == "q8" => dtype,
+            _ => return Ok(None),
+        };
+        let mut block = 256;
+        for arg in &dtype.args {
+            let value = match &arg.kind {
+                ast::ArgKind::Named { name, value } if name.text == "block" => value,
+                _ => {
+                    let help = "`q8(block: 256)`";
+                    return Err(self.error_help(Code::E0208, "`q8` takes `block:`", arg.span, "not known", help));
+                }
+            };
+            block = match self.eval(env, value)?.as_int() {
+                Some(block) if (2..=65_536).contains(&block) && block % 2 == 0 => block as u64,
+                _ => {
+                    let message = "a block is an even number from 2 to 65536";
+                    return Err(self.error(Code::E0306, message, value.span, "not this"));
+                }
+            };
+        }
+        Ok(Some(StoredDtype::Q8 { block }))
+    }
+
     fn state_axes(&mut self, env: &Env, ty: &ast::Type, axes: &mut Vec<Axis>) -> Eval<DType> {
         let TypeKind::Tensor { dtype, axes: declared } = &ty.kind else {
             return Err(self.error(Code::E0209, "a state is a tensor", ty.span, "this is no type of a tensor"));
         };
         let dtype = match dtype {
             None => DType::F32,
+            Some(dtype) if dtype.name.text == "q8" => DType::F32,
             Some(dtype) => match super::types::scalar_dtype(&dtype.name.text) {
                 Some(Some(known)) => known,
                 Some(None) => DType::I32,
@@ -279,16 +324,23 @@ impl Elaborator<'_> {
             frame.set_axis(&axis.name, axis.size);
         }
         frame.open.set(true);
+        // Without `for`, the sides have their usual names; of a weight without an arrow there is nothing in them.
+        let mut packs =
+            BTreeMap::from([("from".to_string(), stored.from.clone()), ("to".to_string(), stored.to.clone())]);
         let sides = match &optimizer.code.ast.target {
-            Some(target) => [(target.from.as_deref(), &stored.from), (Some(target.items.as_slice()), &stored.to)],
+            Some(target) => {
+                packs.clear();
+                [(target.from.as_deref(), &stored.from), (Some(target.items.as_slice()), &stored.to)]
+            }
             None => [(None, &stored.from), (None, &stored.to)],
         };
         for (items, names) in sides {
             if let Some([ast::AxisItem { kind: ast::AxisItemKind::Axis(axis), .. }]) = items {
                 let text = axis.text().trim_start_matches("..").to_string();
-                frame.packs.borrow_mut().insert(text, names.clone());
+                packs.insert(text, names.clone());
             }
         }
+        *frame.packs.borrow_mut() = packs;
         Env { vars: optimizer.env.vars.clone(), frame: Rc::new(frame) }
     }
 

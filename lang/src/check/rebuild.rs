@@ -10,6 +10,7 @@ use std::ops::Range;
 use std::rc::Rc;
 
 use super::Elaborator;
+use super::adapt::Builder;
 use super::load::Global;
 use super::value::{Env, Eval, Stop, StoredId, Value};
 use crate::diag::Code;
@@ -36,13 +37,15 @@ struct Begun {
     stage: String,
     /// Where the stage's own paths begin.
     prefix: Vec<String>,
+    /// How many models were being built around the stage's: what their adapters brought is not the stage's.
+    depth: usize,
 }
 
 impl Elaborator<'_> {
     /// Builds a model under a root of its own. What it names belongs to it until [`Self::set_rebuilt`].
-    pub fn rebuild(&mut self, root: &str, env: &Env, expr: &Expr) -> Eval<Value> {
+    pub fn rebuild(&mut self, root: &str, env: &Env, builder: &Builder) -> Eval<Value> {
         self.rebuilt = Some(Rebuilt { root: root.to_string(), open: true, ..Rebuilt::default() });
-        let value = self.under_root(root, Vec::new(), |elab| elab.build_part(env, expr));
+        let value = self.under_root(root, Vec::new(), |elab| elab.build_adapted(env, builder));
         if let Some(rebuilt) = &mut self.rebuilt {
             rebuilt.open = false;
             // In the objective, a stage's name is its result.
@@ -65,7 +68,7 @@ impl Elaborator<'_> {
     }
 
     /// Gives the name of a trained stage its value, and what builds it again.
-    pub fn define_trained(&mut self, file: usize, name: &str, value: Value, builder: Rc<Expr>) {
+    pub fn define_trained(&mut self, file: usize, name: &str, value: Value, builder: Rc<Builder>) {
         self.builders.insert((file, name.to_string()), builder);
         self.define(file, name, value);
     }
@@ -73,7 +76,8 @@ impl Elaborator<'_> {
     /// The stage as whose result a weight or state of the model begins, and its path there.
     pub fn begins_as(&self, id: StoredId) -> Option<(String, String)> {
         // A stage that went on from another one was noted after it.
-        let begun = self.rebuilt.as_ref()?.begun.iter().rev().find(|begun| begun.ids.contains(&id.0))?;
+        let is_of = |begun: &&Begun| begun.ids.contains(&id.0) && self.is_built_within(id, begun.depth);
+        let begun = self.rebuilt.as_ref()?.begun.iter().rev().find(is_of)?;
         let path = &self.stored[id.0 as usize].path;
         let steps = path.split('.').skip(begun.prefix.len()).collect::<Vec<_>>().join(".");
         Some((begun.stage.clone(), steps))
@@ -90,6 +94,10 @@ impl Elaborator<'_> {
         result
     }
 
+    fn build_adapted(&mut self, env: &Env, builder: &Builder) -> Eval<Value> {
+        self.with_adapters(&builder.adapters, |elab| elab.build_part(env, &builder.model))
+    }
+
     /// A model, or a field of a record of models: a name that stands alone is built right here.
     fn build_part(&mut self, env: &Env, expr: &Expr) -> Eval<Value> {
         match &expr.kind {
@@ -101,7 +109,7 @@ impl Elaborator<'_> {
                 let mut fields: Vec<(Rc<str>, Value)> = Vec::new();
                 for part in parts {
                     let RecordPart::Field { name, value } = part else { continue };
-                    let value = self.at_path(&name.text, |elab| elab.build_part(env, value))?;
+                    let value = self.part(&name.text, |elab| elab.build_part(env, value))?;
                     fields.push((Rc::from(name.text.as_str()), value));
                 }
                 Ok(Value::record(fields))
@@ -132,7 +140,8 @@ impl Elaborator<'_> {
         let (root, mut path) = (rebuilt.root.clone(), rebuilt.base.clone());
         path.push(key.1.clone());
         let key = key.clone();
-        self.under_root(&root, path, |elab| elab.build_item(key, span)).map(Some)
+        let build = |elab: &mut Self| elab.build_item(key, span).and_then(|value| elab.adapted(value));
+        self.under_root(&root, path, build).map(Some)
     }
 
     /// Builds a `model` item, or the model of a trained stage, at the current path.
@@ -163,15 +172,16 @@ impl Elaborator<'_> {
     }
 
     /// The model of a trained stage once more: what it is made of is its own.
-    fn build_stage(&mut self, stage: &str, env: &Env, builder: &Expr) -> Eval<Value> {
+    fn build_stage(&mut self, stage: &str, env: &Env, builder: &Builder) -> Eval<Value> {
         let Some(rebuilt) = &mut self.rebuilt else { return Err(Stop) };
         let values = std::mem::take(&mut rebuilt.values);
         let base = std::mem::replace(&mut rebuilt.base, self.path.clone());
         let first = self.stored.len() as u32;
-        let value = self.build_part(env, builder);
+        let value = self.build_adapted(env, builder);
         let ids = first..self.stored.len() as u32;
         if let Some(rebuilt) = &mut self.rebuilt {
-            rebuilt.begun.push(Begun { ids, stage: stage.to_string(), prefix: self.path.clone() });
+            let depth = self.adapting.len();
+            rebuilt.begun.push(Begun { ids, stage: stage.to_string(), prefix: self.path.clone(), depth });
             rebuilt.values = values;
             rebuilt.base = base;
         }

@@ -7,9 +7,9 @@ use mdl_graph::{Axis, AxisSet, DType};
 use super::Elaborator;
 use super::arith::{Kind, kind_of};
 use super::scope::plain;
-use super::value::{Env, Eval, FunctionKind, Layer, MakerKind, Stop, Tensor, Value};
+use super::value::{Env, Eval, FunctionKind, MakerKind, Stop, Tensor, Value};
 use crate::diag::{Code, Diagnostic, nearest};
-use crate::syntax::ast::{Dtype, Name, Span, Type, TypeKind};
+use crate::syntax::ast::{Dtype, Span, Type, TypeKind};
 
 const SCALARS: &[&str] = &["Int", "Float", "Bool", "Str", "Path", "Schedule", "Layer"];
 
@@ -162,17 +162,6 @@ impl Elaborator<'_> {
         matches!(self.item(file, &item), Some(super::load::Global::Layer(_))).then_some(())
     }
 
-    /// `base: Linear` takes only that layer, `base: Layer` any.
-    pub(super) fn check_layer_type(&mut self, name: &Name, layer: &Layer, span: Span) -> Eval<()> {
-        let own = layer.data.code.as_ref().map(|code| code.ast.name.text.clone());
-        if name.text == "Layer" || own.as_deref() == Some(name.text.as_str()) {
-            return Ok(());
-        }
-        let own = own.unwrap_or_else(|| "several layers".to_string());
-        let message = format!("expected {}, not the layer `{own}`", article(&name.text));
-        Err(self.error(Code::E0209, message, span, format!("this is `{own}`")))
-    }
-
     fn conform_tensor(
         &mut self,
         env: &Env,
@@ -301,7 +290,7 @@ impl Elaborator<'_> {
     }
 }
 
-fn article(name: &str) -> String {
+pub(super) fn article(name: &str) -> String {
     let first = name.chars().next().unwrap_or('x');
     let article = if "AEIOU".contains(first) { "an" } else { "a" };
     format!("{article} {name}")

@@ -116,6 +116,17 @@ pub struct Stored {
     pub(super) dtype: mdl_graph::DType,
 }
 
+impl Stored {
+    pub fn dtype(&self) -> mdl_graph::DType {
+        self.dtype
+    }
+
+    /// Whether it has an arrow.
+    pub fn is_map(&self) -> bool {
+        self.arrow.is_some()
+    }
+}
+
 /// One `repeat[layer]` or `each[expert]` that was built.
 pub struct Copies {
     pub id: u32,
@@ -162,6 +173,8 @@ pub struct LayerData {
     pub(super) members: Vec<(Rc<str>, Value)>,
     /// Weights and states of this layer and of all that it built.
     pub(super) stored: Vec<StoredId>,
+    /// Of an adapter: the layer whose place it takes, and how many models were being built around it.
+    pub(super) adapts: Option<(Layer, usize)>,
 }
 
 #[derive(Clone)]

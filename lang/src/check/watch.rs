@@ -31,7 +31,7 @@ struct Pick {
 }
 
 /// So many copies are told apart at most when a pattern says indices.
-const MANY: u64 = 100_000;
+pub(super) const MANY: u64 = 100_000;
 
 /// Old and new names.
 pub(super) type Renames = Vec<(Name, Name)>;
@@ -191,18 +191,12 @@ fn picked(pattern: &Pattern, steps: &[Step], name: Option<&str>) -> Result<Optio
         ));
     }
     let mut hits: Vec<Vec<u64>> = Vec::new();
-    let mut index = first;
-    for _ in 0..all {
-        if hit(&index) {
-            hits.push(index.clone());
+    let sizes: Vec<u64> = copies.iter().map(|(_, n)| *n).collect();
+    each_index(&sizes, |index| {
+        if hit(index) {
+            hits.push(index.to_vec());
         }
-        for (at, (_, n)) in index.iter_mut().zip(&copies).rev() {
-            *at = (*at + 1) % n;
-            if *at != 0 {
-                break;
-            }
-        }
-    }
+    });
     let Some(one) = hits.first() else { return Ok(None) };
     let (mut picks, mut product) = (Vec::new(), 1);
     for (k, (copies, n)) in copies.iter().enumerate() {
@@ -223,8 +217,22 @@ fn picked(pattern: &Pattern, steps: &[Step], name: Option<&str>) -> Result<Optio
     Ok(Some(picks))
 }
 
+/// All indices below these sizes, in order of counting.
+pub(super) fn each_index(sizes: &[u64], mut see: impl FnMut(&[u64])) {
+    let mut index = vec![0; sizes.len()];
+    for _ in 0..sizes.iter().product() {
+        see(&index);
+        for (at, n) in index.iter_mut().zip(sizes).rev() {
+            *at = (*at + 1) % n;
+            if *at != 0 {
+                break;
+            }
+        }
+    }
+}
+
 /// A path with an index for each step that has copies.
-fn spelled(steps: &[Step], name: Option<&str>, index: &[u64]) -> Vec<PathStep> {
+pub(super) fn spelled(steps: &[Step], name: Option<&str>, index: &[u64]) -> Vec<PathStep> {
     let step = |name: String| PathStep { name, copies: None };
     let mut index = index.iter();
     let mut path = Vec::new();

@@ -5,12 +5,13 @@ use std::rc::Rc;
 
 use mdl_graph::Axis;
 
-use crate::check::{Elaborator, Env, Eval, Rebuilt, Stop, Stored, StoredId, Value, World};
+use crate::check::{Builder, Elaborator, Env, Eval, Rebuilt, Stop, Stored, StoredId, Value, World};
 use crate::diag::{Code, Diagnostic, Sources, nearest};
 use crate::spec::{Arg, DataFacts, DataSpec, Device};
 use crate::syntax::ast::{self, Expr, ExprKind, FileId, ItemKind, Span};
 use crate::syntax::parse;
 
+use super::adapt::{Freeze, Frozen};
 use super::fields::match_fields;
 use super::read::{self, Compute, Plain, Reported, wrong_type};
 use super::schema::FieldRow;
@@ -40,7 +41,10 @@ pub(crate) struct Trained {
     /// What names mean in the objective.
     pub(crate) rebuilt: Rebuilt,
     /// What builds them: whether a layer trains is settled when it is built.
-    pub(crate) builder: Rc<Expr>,
+    pub(crate) builder: Rc<Builder>,
+    pub(crate) freeze: Option<Vec<Freeze>>,
+    /// Known once the graphs of training are.
+    pub(crate) frozen: Frozen,
     pub(crate) objective_expr: Rc<Expr>,
     pub(crate) batch: u64,
     /// Evaluation reads averages in the place of weights.

@@ -5,7 +5,7 @@ use std::rc::Rc;
 
 use mdl_graph::{Axis, AxisSet, DType, Graph, InputKind, Name, Role, Type};
 
-use crate::check::{Args, World};
+use crate::check::{Args, Builder, World};
 use crate::diag::{Code, Diagnostic, Sources};
 use crate::spec::{DataFacts, Field, Precision, Read, Save, TrainSpec};
 use crate::syntax::ast::{Expr, ExprKind, FileId, ItemKind, Span};
@@ -79,7 +79,8 @@ fn finished<T>(context: Context<'_>, sources: &mut Sources, made: Option<T>) -> 
 
 impl Context<'_> {
     fn tuned(&mut self, name: String, span: Span, arrays: &[Array], optimizer: &str, steps: u64) -> Option<Tuned> {
-        let builder = Expr { kind: ExprKind::Name(name.clone()), span };
+        let model = Expr { kind: ExprKind::Name(name.clone()), span };
+        let builder = Builder { model, adapters: Rc::default() };
         let optimizer = self.given_expr("--optimizer", optimizer)?;
         let env = self.env.clone();
         self.set_training(None);
@@ -112,6 +113,8 @@ impl Context<'_> {
             objective_expr: Rc::new(objective_expr),
             batch,
             averaged: false,
+            freeze: None,
+            frozen: Default::default(),
         };
         let graphs = self.training_graphs(&trained, &facts, &optimizer, None, None, span)?;
         let spec = TrainSpec {
@@ -119,6 +122,7 @@ impl Context<'_> {
             weights: graphs.weights,
             states: graphs.states,
             reads: graphs.reads,
+            kept: graphs.kept,
             init: graphs.init,
             step: graphs.step,
             forward: None,

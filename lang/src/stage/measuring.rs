@@ -6,12 +6,12 @@ use mdl_graph::{Axis, AxisSet, Graph, InputKind, Name, NodeId, Role, Type};
 use crate::check::{Args, Stored, StoredId, StoredKind, Value};
 use crate::decode::decode;
 use crate::diag::{Code, Diagnostic};
-use crate::spec::{DataFacts, Origin, Read};
+use crate::spec::{DataFacts, Read};
 use crate::syntax::ast::Span;
 
 use super::context::{Context, Trained};
 use super::read::Compute;
-use super::step::{BATCH, average_name};
+use super::step::{BATCH, average_name, read_as};
 
 impl Context<'_> {
     /// The objective and other functions of `(model, batch)` on one batch, not training; and the names of all values.
@@ -117,33 +117,23 @@ impl Context<'_> {
             }
             let name = input.name.as_str();
             let (root, path) = name.split_once(':').unwrap_or(("", name));
-            let known = self.trained.iter().find(|entry| entry.name == root).and_then(|entry| entry.known.as_ref());
-            let averaged = known.map(|trained| trained.averaged);
+            let is_known = self.known(root).is_some();
             // Without a root, what belongs to this stage and is not trained.
             let is_it = |id: StoredId, stored: &Stored| match root {
                 "" => stored.path == path && self.elab.stored_name(id) == path,
                 root => stored.root == root && stored.path == path,
             };
             let stored = self.elab.stored().find(|(id, stored)| is_it(*id, stored)).map(|(_, stored)| stored);
-            let origin = match (averaged, stored) {
-                (Some(averaged), Some(stored)) => {
-                    let is_average = averaged && stored.kind == StoredKind::Weight;
-                    let tensor = Name::from(if is_average { average_name(path) } else { path.to_owned() });
-                    Some(Origin::Stage { stage: root.to_owned(), tensor })
-                }
-                (None, Some(stored)) => stored.origin.as_deref().cloned(),
-                (_, None) => None,
+            let origin = match stored {
+                Some(stored) if is_known => Some(self.kept_at(root, path, stored.kind == StoredKind::Weight)),
+                Some(stored) => stored.origin.as_deref().cloned(),
+                None => None,
             };
             let (Some(origin), Some(stored)) = (origin, stored) else {
                 self.foreign_weights(root, path, span);
                 return None;
             };
-            reads.push(Read {
-                input: input.name.clone(),
-                dtype: input.ty.dtype,
-                axes: stored.stack.iter().chain(&stored.axes).cloned().collect(),
-                origin,
-            });
+            reads.push(read_as(name, origin, stored));
         }
         Some(())
     }
@@ -167,7 +157,7 @@ fn as_kept(graph: &Graph, trained: &Trained) -> Graph {
     for input in graph.inputs() {
         let name = input.name.as_str();
         inputs.push(match (input.kind, name.strip_prefix(&root)) {
-            (InputKind::Weight, Some(path)) if trained.averaged => {
+            (InputKind::Weight, Some(path)) if trained.averaged && !trained.frozen.contains_key(path) => {
                 kept.input(average_name(path), InputKind::State, input.ty.clone())
             }
             (InputKind::Weight | InputKind::State, Some(path)) => kept.input(path, input.kind, input.ty.clone()),

@@ -4,6 +4,7 @@
 //! program and every mistake found on the way; a block with a mistake is left out of the program and its neighbours are
 //! checked all the same. What fields mean is here; what expressions mean is the evaluator's business (`check/`).
 
+mod adapt;
 mod apply;
 mod args;
 mod context;

@@ -45,6 +45,21 @@ impl Context<'_> {
         candidates.into_iter().collect::<Option<Vec<_>>>().map(|lists| lists.into_iter().flatten().collect())
     }
 
+    /// A pattern with its text.
+    pub(super) fn pattern(&mut self, text: &str, span: Span) -> Option<(Pattern, String)> {
+        match Pattern::parse(text) {
+            Ok(parsed) => Some((parsed, text.to_owned())),
+            Err(error) => {
+                self.report(
+                    Diagnostic::error(Code::E0312, error.to_string())
+                        .label(span, "in this pattern")
+                        .help("`*` is one step, `**` any number, `{q, v}` a choice, `{0..5}` a range"),
+                );
+                None
+            }
+        }
+    }
+
     fn candidate(&mut self, value: &Value, span: Span) -> Option<Candidate> {
         match value {
             Value::Optimizer(optimizer) => Some(Candidate { optimizer: optimizer.clone(), pattern: None, span }),
@@ -58,17 +73,7 @@ impl Context<'_> {
                     );
                     return None;
                 }
-                match Pattern::parse(pattern) {
-                    Ok(parsed) => Some(Candidate { pattern: Some((parsed, pattern.to_string())), ..candidate }),
-                    Err(error) => {
-                        self.report(
-                            Diagnostic::error(Code::E0312, error.to_string())
-                                .label(span, "in this pattern")
-                                .help("`*` is one step, `**` any number, `{q, v}` a choice, `{0..5}` a range"),
-                        );
-                        None
-                    }
-                }
+                Some(Candidate { pattern: Some(self.pattern(pattern, span)?), ..candidate })
             }
             Value::Error => None,
             Value::Function(_) => {
@@ -182,8 +187,13 @@ impl Context<'_> {
                 .label(candidate.span, "without effect")
                 .help("leave it out, or put it earlier");
         };
+        self.matches_nothing(text, candidate.span, weights)
+    }
+
+    /// The mistake of a pattern that matches none of these weights.
+    pub(super) fn matches_nothing(&self, text: &str, span: Span, weights: &[StoredId]) -> Diagnostic {
         let diagnostic = Diagnostic::error(Code::E0312, format!("the pattern `{text}` matches no weight"))
-            .label(candidate.span, "without effect");
+            .label(span, "without effect");
         let paths: Vec<&str> = weights.iter().map(|id| self.stored(*id).path.as_str()).collect();
         let layers: Vec<&str> =
             paths.iter().flat_map(|path| path.match_indices('.').map(|(at, _)| &path[..at])).collect();
@@ -197,7 +207,7 @@ impl Context<'_> {
     }
 
     /// The path of a weight in steps, with its copies in every place where their indices may stand.
-    fn path_steps(&self, id: StoredId) -> Vec<Vec<PathStep>> {
+    pub(super) fn path_steps(&self, id: StoredId) -> Vec<Vec<PathStep>> {
         let stored = self.stored(id);
         let plain: Vec<PathStep> =
             stored.path.split('.').map(|name| PathStep { name: name.to_owned(), copies: None }).collect();
@@ -253,7 +263,7 @@ fn runs(owners: &[usize], stack: &[Axis]) -> Option<Vec<Run>> {
 }
 
 /// Which copies of a weight a pattern takes: in whichever place of the indices takes the most.
-fn best_match(pattern: &Pattern, places: &[Vec<PathStep>]) -> Vec<bool> {
+pub(super) fn best_match(pattern: &Pattern, places: &[Vec<PathStep>]) -> Vec<bool> {
     let count = |takes: &Vec<bool>| takes.iter().filter(|takes| **takes).count();
     let all = places.iter().map(|path| pattern.takes(path));
     all.max_by_key(count).unwrap_or_default()

@@ -7,7 +7,7 @@
 
 use crate::spec;
 
-use super::tables::{EVERY_EVALUATE, EVERY_SAMPLE, EVERY_SAVE, SOURCES, STOPS, TEMPLATES, TOKENIZERS};
+use super::tables::{EVERY_EVALUATE, EVERY_SAMPLE, EVERY_SAVE, SOURCES, STOPS, STORED, TEMPLATES, TOKENIZERS};
 
 /// A field of a block, or an argument of a function inside a field.
 #[derive(Debug)]
@@ -71,6 +71,9 @@ pub enum Takes {
     Optimizer,
     Average,
     Metrics,
+    Adapters,
+    /// A pattern of paths, or a list of them.
+    Patterns,
     /// Of a field that this version lacks: never read.
     Anything,
 }
@@ -142,6 +145,11 @@ impl Takes {
             Takes::Optimizer => "an optimizer, such as `adamw(lr: 1e-3)`, or a list of them with `at`".to_owned(),
             Takes::Average => "a function of `(average, w, n)`, such as `ema(0.999)`".to_owned(),
             Takes::Metrics => "a list of metrics, such as `[loss, perplexity]`".to_owned(),
+            Takes::Adapters => {
+                "a layer that takes a layer, such as `Lora(_, rank: 16) at \"blocks.*.attn.{q, v}\"`, or a list of them"
+                    .to_owned()
+            }
+            Takes::Patterns => "a pattern of paths, such as `\"blocks.*.attn\"`, or a list of them".to_owned(),
             Takes::Anything => "something that this version does not have".to_owned(),
         }
     }
@@ -251,6 +259,24 @@ const DATA: &[FieldRow] = &[
 
 const TRAIN: &[FieldRow] = &[
     row("model", Takes::Model, Need::Required, "What is trained."),
+    row(
+        "adapt",
+        Takes::Adapters,
+        Need::Default("none"),
+        "Layers around layers of the model, of a list the first that matches; they are trained in the place of the rest, which is frozen.",
+    ),
+    row(
+        "freeze",
+        Takes::Patterns,
+        Need::Default("all but the adapters, where there are any; else what the stage has frozen that the model is of"),
+        "The weights that stay as they are; adapters are trained whatever it says. An empty list freezes nothing.",
+    ),
+    row(
+        "frozen",
+        Takes::Call(STORED),
+        Need::Default("f32"),
+        "How frozen maps that other stages have trained are kept in memory. One whose last axes blocks do not divide stays in f32.",
+    ),
     row("data", Takes::Data, Need::Required, "The `data` block whose part `train` it learns from."),
     row(
         "objective",
@@ -323,9 +349,6 @@ const TRAIN: &[FieldRow] = &[
         "The most bytes that a step may use; the compiler recomputes values to stay inside.",
     ),
     row("seed", SEED, Need::Default("0"), "Draws other initial weights, batches and dropout."),
-    later("adapt", "Wraps layers in adapters that are trained in their place."),
-    later("freeze", "Keeps the weights at a path as they are."),
-    later("frozen", "How frozen weights are stored."),
     later("collect", "Makes the batch to learn from with the model itself."),
     later("gradient", "Computes the gradient in another way."),
 ];

@@ -7,11 +7,12 @@ use std::rc::Rc;
 
 use mdl_graph::{Axis, AxisSet, DType, Graph, InputKind, Name, NodeId, Op, Phase, Role, Scalar, Type};
 
-use crate::check::{Args, Elaborator, Eval, Optimizer, OptimizerState, Stop, StoredId, StoredKind, Value};
+use crate::check::{Args, Elaborator, Eval, Optimizer, OptimizerState, Stop, Stored, StoredId, StoredKind, Value};
 use crate::diag::{Code, Diagnostic};
-use crate::spec::{DataFacts, Origin, Read, State, StateKind, Weight};
+use crate::spec::{DataFacts, Kept, Origin, Read, State, StateKind, Weight};
 use crate::syntax::ast::{self, Expr, ExprKind, Span};
 
+use super::adapt::Frozen;
 use super::context::{Context, Trained};
 use super::objective::Measured;
 use super::optimize::{Candidate, Run};
@@ -30,6 +31,10 @@ pub(crate) struct TrainingGraphs {
     pub(crate) states: Vec<State>,
     /// Of other stages, what the graphs read.
     pub(crate) reads: Vec<Read>,
+    pub(crate) frozen: Frozen,
+    /// Frozen maps that other stages have trained.
+    pub(crate) maps: Vec<Name>,
+    pub(crate) kept: Vec<Kept>,
     pub(crate) init: Graph,
     pub(crate) step: Graph,
 }
@@ -59,6 +64,8 @@ struct Share {
 /// What a step is made of, besides the objective.
 struct Parts<'p> {
     owned: Vec<Owned>,
+    /// Weights that stay as they are, and that no other stage keeps.
+    fixed: Vec<StoredId>,
     layer_states: Vec<StoredId>,
     candidates: Vec<Candidate>,
     average: Option<(Value, Span)>,
@@ -112,6 +119,11 @@ impl Context<'_> {
             return None;
         }
         self.weights_fit(weights.iter().chain(&layer_states), span)?;
+        let of_model = self.elab.stored_of(&model);
+        let still = self.frozen(trained, &weights, |id| of_model.contains(&id), span)?;
+        let weights: Vec<StoredId> = weights.into_iter().filter(|id| !still.contains(id)).collect();
+        let origins: Vec<Option<Origin>> = still.iter().map(|id| self.origin(*id)).collect();
+        let fixed = still.iter().zip(&origins).filter(|(_, origin)| origin.is_none()).map(|(id, _)| *id).collect();
         let fields = self.parts(&model);
         let owners = self.owners(optimizer, &weights, &fields);
         let average = match average {
@@ -133,12 +145,23 @@ impl Context<'_> {
             }
             owned.push(Owned { id, shares });
         }
-        let parts = Parts { owned, layer_states, candidates, average, clip, facts, fields };
+        let parts = Parts { owned, fixed, layer_states, candidates, average, clip, facts, fields };
         let step = self.step_graph(trained, &model, &objective, &parts)?;
         let init = self.init_graph(&parts, span).ok()?;
         let (weights, states) = (self.weights_of(&parts), self.states_of(&parts));
-        let graphs = TrainingGraphs { weights, states, reads: Vec::new(), init, step };
-        let mut reads = Vec::new();
+        let (mut reads, mut frozen, mut maps) = (Vec::new(), Frozen::new(), Vec::new());
+        for (id, origin) in still.into_iter().zip(origins) {
+            let stored = self.stored(id);
+            if let Some(origin) = &origin {
+                reads.push(read_as(&stored.path, origin.clone(), stored));
+                if stored.is_map() {
+                    maps.push(Name::from(stored.path.as_str()));
+                }
+            }
+            frozen.insert(stored.path.clone(), origin);
+        }
+        let kept = self.kept_states(&parts);
+        let graphs = TrainingGraphs { weights, states, reads: Vec::new(), frozen, maps, kept, init, step };
         let own: Vec<&Name> = graphs.own().collect();
         for graph in [&graphs.init, &graphs.step] {
             self.reads_of(graph, &own, trained.objective_expr.span, &mut reads)?;
@@ -366,19 +389,24 @@ impl Context<'_> {
     fn init_graph(&mut self, parts: &Parts<'_>, span: Span) -> Result<Graph, Stop> {
         self.begin(span);
         // In order of declaration: a value may be made of an earlier one.
-        let mut ids: Vec<StoredId> =
-            parts.owned.iter().map(|weight| weight.id).chain(parts.layer_states.clone()).collect();
+        let mut ids: Vec<StoredId> = parts
+            .owned
+            .iter()
+            .map(|weight| weight.id)
+            .chain(parts.fixed.clone())
+            .chain(parts.layer_states.clone())
+            .collect();
         ids.sort();
         let mut values = Vec::new();
         for id in ids {
-            let first = match self.origin_of(id) {
+            let first = match self.origin(id) {
                 Some(_) => self.elab.stored_value(id),
                 None => self.elab.init_stored(id)?,
             };
             values.push((id, first));
         }
         for (id, value) in &values {
-            if self.origin_of(*id).is_some() {
+            if self.origin(*id).is_some() {
                 continue;
             }
             let path = self.stored(*id).path.clone();
@@ -404,31 +432,37 @@ impl Context<'_> {
         Ok(self.elab.finish())
     }
 
-    /// Where the first value of a weight or layer state comes from that its initializer does not make.
-    fn origin_of(&self, id: StoredId) -> Option<Origin> {
-        if let Some((stage, path)) = self.elab.begins_as(id) {
-            let entry = self.trained.iter().find(|entry| entry.name == stage);
-            let averaged = entry.and_then(|entry| entry.known.as_ref()).is_some_and(|trained| trained.averaged);
-            let is_average = averaged && self.stored(id).kind == StoredKind::Weight;
-            let tensor = Name::from(if is_average { average_name(&path) } else { path });
-            return Some(Origin::Stage { stage, tensor });
-        }
-        self.stored(id).origin.as_deref().cloned()
-    }
-
     fn weights_of(&self, parts: &Parts<'_>) -> Vec<Weight> {
-        let weights = parts.owned.iter().map(|weight| {
-            let stored = self.stored(weight.id);
+        let mut ids: Vec<StoredId> = parts.owned.iter().map(|weight| weight.id).chain(parts.fixed.clone()).collect();
+        ids.sort();
+        let weights = ids.into_iter().map(|id| {
+            let stored = self.stored(id);
             Weight {
+                frozen: parts.fixed.contains(&id),
                 path: Name::from(stored.path.as_str()),
                 stacked: stored.stack.clone(),
                 axes: stored.axes.clone(),
                 from: stored.from.clone(),
                 to: stored.to.clone(),
-                origin: self.origin_of(weight.id),
+                origin: self.origin(id),
             }
         });
         weights.collect()
+    }
+
+    /// The states that optimizers keep in fewer bits.
+    fn kept_states(&self, parts: &Parts<'_>) -> Vec<Kept> {
+        let mut kept = Vec::new();
+        for weight in &parts.owned {
+            let path = &self.stored(weight.id).path;
+            for share in &weight.shares {
+                for state in &share.states {
+                    let input = Name::from(state_name(state, path, share));
+                    kept.extend(state.stored.map(|dtype| Kept { input, dtype }));
+                }
+            }
+        }
+        kept
     }
 
     fn states_of(&self, parts: &Parts<'_>) -> Vec<State> {
@@ -440,13 +474,7 @@ impl Context<'_> {
         for id in &parts.layer_states {
             let name = Name::from(self.stored(*id).path.as_str());
             let dtype = self.elab.stored_type(*id).dtype;
-            states.push(State {
-                name,
-                dtype,
-                axes: all_axes(*id),
-                kind: StateKind::Layer,
-                origin: self.origin_of(*id),
-            });
+            states.push(State { name, dtype, axes: all_axes(*id), kind: StateKind::Layer, origin: self.origin(*id) });
         }
         for weight in &parts.owned {
             for share in &weight.shares {
@@ -468,6 +496,16 @@ impl Context<'_> {
             });
         }
         states
+    }
+}
+
+/// A tensor of another stage, as graphs call it.
+pub(super) fn read_as(input: &str, origin: Origin, stored: &Stored) -> Read {
+    Read {
+        input: Name::from(input),
+        dtype: stored.dtype(),
+        axes: stored.stack.iter().chain(&stored.axes).cloned().collect(),
+        origin,
     }
 }
 

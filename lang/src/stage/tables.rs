@@ -192,6 +192,20 @@ pub(super) const EVERY_SAMPLE: &[FunctionRow] = &[function(
     "Every so many steps.",
 )];
 
+const DOUBLE: FieldRow =
+    arg("double", Takes::Bool, Need::Default("false"), "Whether the scales of blocks are kept in eight bits too.");
+
+const fn block(default: &'static str) -> FieldRow {
+    let takes = Takes::Count { least: 2, most: 65_536, units: &[] };
+    arg("block", takes, Need::Default(default), "How many numbers share a scale; an even number.")
+}
+
+/// `frozen = nf4(block: 64)`
+pub(super) const STORED: &[FunctionRow] = &[
+    function("nf4", &[block("64"), DOUBLE], "Four bits a number, the quantiles of a normal distribution (QLoRA)."),
+    function("q8", &[block("256")], "Eight bits a number, finer near zero."),
+];
+
 /// `stop = patience(5)`
 pub(super) const STOPS: &[FunctionRow] = &[function(
     "patience",

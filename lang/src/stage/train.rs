@@ -1,10 +1,11 @@
 //! A `train` block: its fields as numbers and expressions, and the rules between them.
 
+use std::collections::BTreeMap;
 use std::rc::Rc;
 
 use mdl_graph::Name;
 
-use crate::check::Value;
+use crate::check::{Builder, Value};
 use crate::diag::{Code, Diagnostic};
 use crate::spec::{self, Budget, DataFacts, Evaluate, Form, Origin, Precision, Read, Sample, Save, TrainSpec};
 use crate::syntax::ast::{Expr, Span};
@@ -98,12 +99,22 @@ impl Context<'_> {
     fn train_fields(&mut self, block: &Block<'_>, fields: &Fields<'_>) -> Option<(Trained, TrainSpec)> {
         // Everything that can be read is read before giving up.
         let data = fields.get("data").and_then(|(row, expr)| self.block_named("data", row, expr));
-        let model = fields.get("model").and_then(|(row, expr)| self.model(block.name, row, expr));
+        let adapters = optional(fields, "adapt", |_, expr| self.adapters(expr));
+        let stored = optional(fields, "frozen", |row, expr| self.stored_dtype(row, expr));
+        let freeze = optional(fields, "freeze", |_, expr| self.freezes(expr));
+        let builder = |(_, expr): (_, &Expr)| {
+            let adapters = Rc::new(adapters?.unwrap_or_default());
+            Some(Rc::new(Builder { model: expr.clone(), adapters }))
+        };
+        let builder = fields.get("model").and_then(builder);
+        let model = match (fields.get("model"), &builder) {
+            (Some((row, _)), Some(builder)) => self.model(block.name, row, builder),
+            _ => None,
+        };
         let optimizer = self.given_or_default(fields, "optimizer");
         let average = fields.get("average").map(|(_, expr)| expr);
         let numbers = self.numbers(fields, data.as_deref());
-        let (_, builder) = fields.get("model")?;
-        let model = model?;
+        let (builder, model) = (builder?, model?);
         let (_, objective_expr) = fields.get("objective")?;
         let data = data?;
         let (spec, facts) = self.facts(&data)?;
@@ -120,17 +131,24 @@ impl Context<'_> {
         self.batch_fits(&facts, numbers.batch, fields.span("batch").unwrap_or(block.span))?;
         let env = self.env.clone();
         let objective = self.elab.beside(OBJECTIVE, &env, objective_expr).ok()?;
-        let trained = Trained {
+        let mut trained = Trained {
             block: block.name.to_owned(),
             model,
             objective,
             rebuilt: self.elab.set_rebuilt(None)?,
-            builder: Rc::new(builder.clone()),
+            builder,
+            freeze: freeze?,
+            frozen: BTreeMap::new(),
             objective_expr: Rc::new(objective_expr.clone()),
             batch: numbers.batch,
             averaged: average.is_some(),
         };
+        let stored = stored?;
         let mut graphs = self.training_graphs(&trained, &facts, &optimizer, average, numbers.clip, block.span)?;
+        trained.frozen = std::mem::take(&mut graphs.frozen);
+        if let Some(dtype) = stored {
+            self.keep_frozen(dtype, &mut graphs, fields.span("frozen").unwrap_or(block.span))?;
+        }
         let evaluate = match numbers.evaluate {
             Some((every, part)) => {
                 let (graph, _) = self.measuring_graph(&trained, &facts, numbers.batch, &[])?;
@@ -164,6 +182,7 @@ impl Context<'_> {
             weights: graphs.weights,
             states: graphs.states,
             reads: graphs.reads,
+            kept: graphs.kept,
             init: graphs.init,
             step: graphs.step,
             forward,
@@ -182,9 +201,11 @@ impl Context<'_> {
     }
 
     /// The model of a block, not training.
-    fn model(&mut self, block: &str, row: &'static FieldRow, expr: &Expr) -> Option<Value> {
+    fn model(&mut self, block: &str, row: &'static FieldRow, builder: &Builder) -> Option<Value> {
         let env = self.env.clone();
-        let value = self.elab.rebuild(block, &env, expr).ok()?;
+        let expr = &builder.model;
+        let value = self.elab.rebuild(block, &env, builder).ok()?;
+        self.elab.idle_adapters(&builder.adapters, &value).ok()?;
         let Value::Record(fields) = &value else {
             return self.is_model(row, &value, expr.span, "this").then_some(value);
         };

@@ -12,6 +12,7 @@ use crate::checkpoint;
 use crate::device::{BuildError, Executable, Tensors};
 use crate::error::RunError;
 use crate::event::Event;
+use crate::kept::{Keep, load_kept};
 use crate::programs::plan_eval;
 use crate::run::{Run, write_file};
 use crate::stage::train;
@@ -109,7 +110,10 @@ pub fn run(run: &mut Run<'_>, name: &str, spec: &EvalSpec) -> Result<(), RunErro
         ));
     };
     train::load_weights(&found, of, &mut tensors)?;
-    train::load_reads(run, &spec.reads, &mut tensors)?;
+    train::load_reads(&run.base, &run.out, &of.reads, &mut tensors)?;
+    let (_, orders, convert) = Keep::of_stage(&of.kept).apply(&spec.graph, &train::orders(of));
+    load_kept((&run.base, &run.out), &of.reads, (&convert, &orders), &mut tensors, &run.cpu)?;
+    train::load_reads(&run.base, &run.out, &spec.reads, &mut tensors)?;
     let means = evaluation.measure(run, &mut tensors)?;
     let counted_bytes = dataset.facts.part(&spec.part).map_or(0, |part| part.counted_bytes);
     let values: Vec<(String, f64)> =

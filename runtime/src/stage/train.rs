@@ -19,6 +19,7 @@ use crate::device::{Executable, Tensor, Tensors};
 use crate::error::RunError;
 use crate::event::{Event, Step};
 use crate::generate::{Choice, Generator};
+use crate::kept::{Keep, load_kept};
 use crate::metrics::{Evaluations, Log};
 use crate::programs::Programs;
 use crate::run::Run;
@@ -46,13 +47,13 @@ pub fn orders_of(reads: &[Read]) -> impl Iterator<Item = (Name, Vec<Name>)> + '_
     reads.iter().map(|read| (read.input.clone(), read.axes.iter().map(|axis| axis.name.clone()).collect()))
 }
 
-/// Fills the tensors that are read, as far as they are in memory.
-pub fn load_reads(run: &Run<'_>, reads: &[Read], tensors: &mut Tensors) -> Result<(), RunError> {
-    load_origins(&run.base, &run.out, reads.iter().map(|read| (&read.input, &read.origin)), tensors)
+/// Fills the tensors that are read, as far as they are in memory. `base` is the recipe's folder, `out` where stages keep what they
+/// have made.
+pub fn load_reads(base: &Path, out: &Path, reads: &[Read], tensors: &mut Tensors) -> Result<(), RunError> {
+    load_origins(base, out, reads.iter().map(|read| (&read.input, &read.origin)), tensors)
 }
 
 /// Fills tensors from where they come, as far as they are in memory: checkpoints of other stages, files of weights.
-/// `base` is the recipe's folder, `out` where stages keep what they have made.
 pub fn load_origins<'o>(
     base: &Path,
     out: &Path,
@@ -88,6 +89,13 @@ fn origins(spec: &TrainSpec) -> impl Iterator<Item = (&Name, &Origin)> {
     let weights = spec.weights.iter().map(|weight| (&weight.path, &weight.origin));
     let states = spec.states.iter().map(|state| (&state.name, &state.origin));
     weights.chain(states).filter_map(|(name, origin)| Some((name, origin.as_ref()?)))
+}
+
+/// Fills what is in memory of other stages, whole or as parts.
+fn load_others(spec: &TrainSpec, orders: &Orders, tensors: &mut Tensors, run: &Run<'_>) -> Result<(), RunError> {
+    load_reads(&run.base, &run.out, &spec.reads, tensors)?;
+    let (_, orders, convert) = Keep::of_stage(&spec.kept).apply(&spec.step, orders);
+    load_kept((&run.base, &run.out), &spec.reads, (&convert, &orders), tensors, &run.cpu)
 }
 
 /// Trains, from the last checkpoint if there is one of the same recipe. `began` is when its programs were begun to be planned.
@@ -196,7 +204,6 @@ impl<'a> Training<'a> {
 
     /// The weights and states to begin with: of the last checkpoint, or fresh ones; and what other stages give.
     fn start(&mut self, run: &mut Run<'_>) -> Result<(), RunError> {
-        load_reads(run, &self.spec.reads, &mut self.tensors)?;
         let found = checkpoint::latest(&self.checkpoints(run))?;
         self.done = self.begin(found.as_ref(), run)?;
         self.evaluations = self.log.resume(self.done)?;
@@ -213,6 +220,7 @@ impl<'a> Training<'a> {
             initialize(self.spec, self.seed, &self.orders, &mut self.tensors, run)?;
             return Ok(0);
         };
+        load_others(self.spec, &self.orders, &mut self.tensors, run)?;
         load_weights(found, self.spec, &mut self.tensors)?;
         for name in kept_states(self.spec, &self.step) {
             if let Some(tensor) = self.tensors.get_mut(name.as_str()) {
@@ -362,7 +370,9 @@ impl<'a> Training<'a> {
 
 /// The states that training goes on from: the recipe's, and those that the compiler added, such as the scale of the loss in `f16`.
 fn kept_states(spec: &TrainSpec, step: &Executable) -> Vec<Name> {
-    let mut names: Vec<Name> = spec.states.iter().map(|state| state.name.clone()).collect();
+    // Of a state that is kept in fewer bits there are only the parts, which the compiler added.
+    let whole = spec.states.iter().filter(|state| !spec.kept.iter().any(|kept| kept.input == state.name));
+    let mut names: Vec<Name> = whole.map(|state| state.name.clone()).collect();
     let added = step.plan().states.iter().filter(|state| state.kind == InputKind::State).map(|state| &state.name);
     let is_known = |name: &Name| {
         spec.states.iter().any(|state| state.name == *name) || spec.reads.iter().any(|read| read.input == *name)
@@ -382,12 +392,14 @@ pub fn initialize(
     load_origins(&run.base, &run.out, origins(spec), tensors)?;
     let graph = in_place(spec);
     if graph.outputs().is_empty() {
-        return Ok(());
+        return load_others(spec, orders, tensors, run);
     }
-    let mut init = Executable::new(&graph, orders, &run.cpu)?;
+    let (graph, orders, _) = Keep::of_stage(&spec.kept).apply(&graph, orders);
+    let mut init = Executable::new(&graph, &orders, &run.cpu)?;
     init.set_scalar("seed", seed as i32);
     init.set_scalar("step", 0);
     tensors.allocate(init.plan());
+    load_others(spec, &orders, tensors, run)?;
     init.run(tensors, &run.cpu)
 }
 
