@@ -255,7 +255,7 @@ def objectives():
     frames, length = torch.tensor([9, 7, 8]), torch.tensor([3, 1, 4])
     speech = dict(x=(["batch", "t", "vocab"], draw(batch, 9, vocab)), label=(["batch", "u"], torch.tensor([[1, 1, 2, 0], [3, 0, 0, 0], [4, 5, 5, 6]])),
                   frames=(["batch"], frames), length=(["batch"], length))
-    case("ctc", dict(batch=batch, t=9, vocab=vocab, u=4), "ctc[vocab](log_softmax[vocab](x), label, frames, length)", speech, ["batch"],
+    case("ctc", dict(batch=batch, t=9, vocab=vocab, u=4), "ctc[t, vocab, u](log_softmax[vocab](x), where(index[u] < length, label, -1), frames)", speech, ["batch"],
          lambda i, w: F.ctc_loss(F.log_softmax(i["x"], -1).movedim(1, 0), i["label"].long(), frames, length, reduction="none"))
 
 

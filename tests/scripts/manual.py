@@ -12,6 +12,8 @@ FILES = ["core", "init", "losses", "objectives", "optim", "schedules", "adapters
          "nn/attend", "nn/attention", "nn/mlp", "nn/moe", "nn/block", "nn/recurrent", "nn/convolution", "models/gpt", "models/llama", "models/lstm", "models/classifier",
          "models/gpt_neox", "models/opt", "models/bloom", "models/phi3", "models/gemma2", "models/bert", "models/albert", "models/t5", "models/universal", "models/deepseek", "models/switch",
          "models/labels", "models/pretrained"]
+# What is not in the order above comes after it.
+FILES += sorted(name for name in (str(path.relative_to(ROOT / "stdlib"))[:-4] for path in (ROOT / "stdlib").rglob("*.mdl")) if name not in FILES + ["prelude"])
 
 
 def items(lines):
