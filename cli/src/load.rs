@@ -64,8 +64,11 @@ pub(crate) fn tune(
     direct(common, |sources, world| stage::tune(sources, MAIN, world, arrays, optimizer, steps))
 }
 
+/// A model's graph, and what it reads.
+type Forward = (Graph, Vec<Read>);
+
 /// Builds the graph that a folder's decoder is derived from, and what it reads.
-pub(crate) fn forward(common: &Common, length: u64) -> Result<(Loaded, Option<(Graph, Vec<Read>)>), String> {
+pub(crate) fn forward(common: &Common, length: u64) -> Result<(Loaded, Option<Forward>), String> {
     direct(common, |sources, world| stage::forward(sources, MAIN, world, length))
 }
 

@@ -116,7 +116,9 @@ impl Form {
             Form::BF16 => vec![(named("as bf16"), input.ty.with_dtype(DType::BF16))],
             Form::Int8(over) => {
                 let mut scale = input.ty.clone();
-                over.iter().for_each(|name| drop(scale.axes.remove(name)));
+                for name in over {
+                    scale.axes.remove(name);
+                }
                 vec![(named("as int8"), input.ty.with_dtype(DType::I8)), (named("scale"), scale)]
             }
             Form::Blocks(blocks, flat) => {

@@ -14,6 +14,9 @@ use super::context::Context;
 use super::read::Compute;
 use super::step::BATCH;
 
+/// An input or a result, and the axes of its array in order.
+pub(super) type Ordered = (String, Vec<Name>);
+
 /// An array as its file describes it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Array {
@@ -37,9 +40,9 @@ pub struct Applied {
     pub graph: Graph,
     pub reads: Vec<Read>,
     /// The arrays that the function takes, each with its axes in the order of the array.
-    pub inputs: Vec<(String, Vec<Name>)>,
+    pub inputs: Vec<Ordered>,
     /// What it returns, each with its axes in the order in which it is written.
-    pub outputs: Vec<(String, Vec<Name>)>,
+    pub outputs: Vec<Ordered>,
     /// With a loss: the weights by the names of their inputs.
     pub gradients: Vec<Name>,
 }
@@ -139,12 +142,7 @@ impl Context<'_> {
     }
 
     /// The arrays as arguments: inputs of the graph.
-    pub(super) fn arguments(
-        &mut self,
-        def: &FnDef,
-        arrays: &[Array],
-        span: Span,
-    ) -> Option<(Args, Vec<(String, Vec<Name>)>)> {
+    pub(super) fn arguments(&mut self, def: &FnDef, arrays: &[Array], span: Span) -> Option<(Args, Vec<Ordered>)> {
         let mut args = Args::default();
         let mut inputs = Vec::new();
         let mut sizes: Vec<(Name, u64, String)> = Vec::new();

@@ -3,7 +3,7 @@
 
 use std::rc::Rc;
 
-use mdl_graph::{Axis, AxisSet, DType, Graph, InputKind, Name, Role, Type};
+use mdl_graph::{Axis, AxisSet, DType, Graph, InputKind, Role, Type};
 
 use crate::check::{Args, Builder, World};
 use crate::diag::{Code, Diagnostic, Sources};
@@ -11,7 +11,7 @@ use crate::spec::{DataFacts, Field, Precision, Read, Save, TrainSpec};
 use crate::syntax::ast::{Expr, ExprKind, FileId, ItemKind, Span};
 use crate::syntax::parse;
 
-use super::apply::{Array, dtype_of};
+use super::apply::{Array, Ordered, dtype_of};
 use super::context::{Context, Trained};
 use super::parts::OBJECTIVE;
 use super::read::Compute;
@@ -24,7 +24,7 @@ const LOSS: &str = "fn(model, batch) = model.forward(..batch).loss";
 pub struct Tuned {
     pub spec: TrainSpec,
     /// The arrays, each with its axes in the order of the array.
-    pub inputs: Vec<(String, Vec<Name>)>,
+    pub inputs: Vec<Ordered>,
 }
 
 /// Builds the training step of a recipe's model on arrays that are the arguments of its `forward`. `optimizer` is an expression.

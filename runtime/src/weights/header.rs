@@ -53,7 +53,7 @@ pub fn read_header(path: &Path) -> Result<Header, Problem> {
     for (name, info) in entries {
         tensors.push(checked(name, &info, data).map_err(&wrong)?);
     }
-    tensors.sort_by(|a, b| (a.bytes.start, a.bytes.end).cmp(&(b.bytes.start, b.bytes.end)));
+    tensors.sort_by_key(|tensor| (tensor.bytes.start, tensor.bytes.end));
     let mut end = data;
     for tensor in &tensors {
         if tensor.bytes.start != end {

@@ -101,7 +101,7 @@ fn any_order_and_type_becomes_the_same_weight() {
         }
         for dtype in [FileType::F32, FileType::F64, FileType::F16, FileType::BF16] {
             // Two numbers before it: the tensor holds something else, too.
-            let mut values = vec![0.0; 32];
+            let mut values = [0.0; 32];
             for a in 0..2 {
                 for b in 0..3 {
                     for c in 0..5 {

@@ -87,8 +87,7 @@ fn packed_rows_hold_the_same() {
     let again = prepare(&spec, &scratch.0, Some(&scratch.0.join("cache"))).expect("prepared");
     assert_eq!(batch(&again, n, 200), fields);
     let mut seen = 0;
-    for row in 0..n {
-        let documents = &fields["document"][row];
+    for (row, documents) in fields["document"].iter().enumerate() {
         for document in 0..=*documents.iter().max().expect("one") {
             let places: Vec<usize> = (0..200).filter(|at| documents[*at] == document).collect();
             let at = |name: &str| places.iter().map(|at| fields[name][row][*at]).collect::<Vec<i32>>();
@@ -193,9 +192,7 @@ fn long_rows_may_be_left_out() {
 fn a_text_that_begins_twice() {
     let Some(folder) = shared("tokenizers/bpe-2000") else { return };
     let scratch = Scratch::new();
-    for name in ["tokenizer.json"] {
-        scratch.write(&format!("tok/{name}"), std::fs::read(folder.join(name)).expect("a file"));
-    }
+    scratch.write("tok/tokenizer.json", std::fs::read(folder.join("tokenizer.json")).expect("a file"));
     let config = std::fs::read_to_string(folder.join("tokenizer_config.json")).expect("a file");
     let mut config: serde_json::Value = serde_json::from_str(&config).expect("json");
     config["bos_token"] = json!("<|begin_of_text|>");

@@ -247,8 +247,7 @@ impl Reader<'_> {
 
     /// A chat with its tools and what the system says.
     fn begun(&self) -> Read1<Chat> {
-        let mut chat = Chat::default();
-        chat.tools = match self.get(&self.columns.tools, "tools") {
+        let tools: Option<Value> = match self.get(&self.columns.tools, "tools") {
             // Often JSON in a text.
             Some(Value::String(text)) if text.trim().is_empty() => None,
             Some(Value::String(text)) => {
@@ -258,9 +257,8 @@ impl Reader<'_> {
             Some(value) => Some(value.clone()),
             None => None,
         };
-        if chat.tools.as_ref().is_some_and(|tools| tools.as_array().is_none_or(Vec::is_empty)) {
-            chat.tools = None;
-        }
+        let is_some = |tools: &Value| tools.as_array().is_some_and(|tools| !tools.is_empty());
+        let mut chat = Chat { tools: tools.filter(is_some), ..Chat::default() };
         let system = self.text(&self.columns.system, "system")?;
         if !system.is_empty() {
             chat.push("system", system);

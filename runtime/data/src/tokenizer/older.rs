@@ -199,7 +199,7 @@ pub(super) fn added_token(id: Value, content: &str, special: bool) -> Value {
 /// Standard base64 with padding.
 pub(super) fn decode_base64(text: &str) -> Option<Vec<u8>> {
     let body = text.trim_end_matches('=');
-    if text.len() % 4 != 0 || text.len() - body.len() > 2 {
+    if !text.len().is_multiple_of(4) || text.len() - body.len() > 2 {
         return None;
     }
     let (mut bytes, mut bits, mut n_bits) = (Vec::with_capacity(body.len() * 3 / 4), 0u32, 0);
