@@ -15,11 +15,13 @@ mod tune;
 
 use std::ffi::OsString;
 use std::io::{IsTerminal, Write};
+use std::path::PathBuf;
 
 use clap::ArgMatches;
 use mdl_lang::diag::{Diagnostic, Sources};
 use mdl_lang::spec::{Stage, StageKind, TrainSpec};
 use mdl_runtime::error::RunError;
+use mdl_runtime::npz::{self, Array};
 
 use crate::args::{self, Common};
 use crate::load::{self, Loaded};
@@ -57,14 +59,19 @@ pub(crate) fn main(words: Vec<OsString>) -> u8 {
         Some(("build", matches)) => build::build(&Common::of(matches, &recipe_args), matches, color),
         Some(("profile", matches)) => profile::run(&Common::of(matches, &recipe_args), matches, color),
         Some(("generate", matches)) => generate::generate(&Common::of(matches, &recipe_args), matches, color),
-        Some(("apply", matches)) => apply::apply(&Common::of(matches, &recipe_args), matches, color),
-        Some(("tune", matches)) => tune::tune(&Common::of(matches, &recipe_args), matches, color),
-        Some(("import", matches)) => import::import(&Common::of(matches, &recipe_args), matches, color),
-        Some(("export", matches)) => export::export(&Common::of(matches, &recipe_args), matches, color),
+        Some(("apply", matches)) => code(apply::apply(&Common::of(matches, &recipe_args), matches, color)),
+        Some(("tune", matches)) => code(tune::tune(&Common::of(matches, &recipe_args), matches, color)),
+        Some(("import", matches)) => code(import::import(&Common::of(matches, &recipe_args), matches, color)),
+        Some(("export", matches)) => code(export::export(&Common::of(matches, &recipe_args), matches, color)),
         Some(("fmt", matches)) => fmt::fmt(matches, color),
         Some(("explain", matches)) => explain::explain(matches),
         _ => exit::USAGE,
     }
+}
+
+/// The exit code of a command that gives it early where something is wrong.
+fn code(done: Result<(), u8>) -> u8 {
+    done.err().unwrap_or(0)
 }
 
 /// One line on standard error.
@@ -81,6 +88,13 @@ pub(crate) fn note(message: &str) {
 pub(crate) fn failed(error: &RunError, loaded: &Loaded, common: &Common, color: bool) -> u8 {
     match error {
         RunError::Recipe(diagnostic) => refused(diagnostic, loaded, common, color),
+        error => ended(error),
+    }
+}
+
+/// The same of what has no place in a recipe.
+fn ended(error: &RunError) -> u8 {
+    match error {
         // Problems of the data say themselves what they are.
         RunError::Data(problems) => {
             let _ = writeln!(std::io::stderr(), "{error}");
@@ -90,6 +104,10 @@ pub(crate) fn failed(error: &RunError, loaded: &Loaded, common: &Common, color: 
             } else {
                 exit::WRONG
             }
+        }
+        RunError::Recipe(_) => {
+            fail(&error.to_string());
+            exit::WRONG
         }
         RunError::Usage(message) => {
             fail(message);
@@ -116,12 +134,31 @@ pub(crate) fn refused(diagnostic: &Diagnostic, loaded: &Loaded, common: &Common,
 /// Reads and checks a recipe and says what is wrong with it. `Err` is the exit code.
 pub(crate) fn loaded(common: &Common, color: bool) -> Result<Loaded, u8> {
     let cache = common.out().join("cache");
-    let loaded = load::check(common, Some(&cache)).map_err(|message| {
+    let loaded = load::check(common, Some(&cache)).map(|loaded| (loaded, Some(())));
+    made(loaded, common, color).map(|(loaded, ())| loaded)
+}
+
+/// Says what is wrong with a recipe, and gives what was made of it. `Err` is the exit code.
+fn made<T>(result: Result<(Loaded, Option<T>), String>, common: &Common, color: bool) -> Result<(Loaded, T), u8> {
+    let (loaded, made) = result.map_err(|message| {
         fail(&message);
         exit::WRONG
     })?;
     report(&loaded.diagnostics, &loaded.sources, common.json, color);
-    if loaded.has_errors() { Err(exit::WRONG) } else { Ok(loaded) }
+    match made {
+        Some(made) if !loaded.has_errors() => Ok((loaded, made)),
+        _ => Err(exit::WRONG),
+    }
+}
+
+/// The arrays of the file that a flag names. `Err` is the exit code.
+fn arrays(matches: &ArgMatches, flag: &str) -> Result<Vec<Array>, u8> {
+    npz::read(&path(matches, flag)).map_err(|error| ended(&error))
+}
+
+/// The file that a flag names.
+fn path(matches: &ArgMatches, name: &str) -> PathBuf {
+    matches.get_one::<PathBuf>(name).cloned().unwrap_or_default()
 }
 
 fn report(diagnostics: &[Diagnostic], sources: &Sources, json: bool, color: bool) {

@@ -51,7 +51,7 @@ pub(crate) fn check(common: &Common, cache: Option<&Path>) -> Result<Loaded, Str
 
 /// Reads a recipe, and builds what applies one of its models to arrays.
 pub(crate) fn apply(common: &Common, arrays: &[Array], asked: Asked<'_>) -> Result<(Loaded, Option<Applied>), String> {
-    direct(common, |sources, world| stage::apply(sources, MAIN, &common.given, world, arrays, asked))
+    direct(common, &disk(common), |sources, world| stage::apply(sources, MAIN, &common.given, world, arrays, asked))
 }
 
 /// Builds the step that `mdlc tune` makes on arrays.
@@ -61,7 +61,7 @@ pub(crate) fn tune(
     optimizer: &str,
     steps: u64,
 ) -> Result<(Loaded, Option<Tuned>), String> {
-    direct(common, |sources, world| stage::tune(sources, MAIN, world, arrays, optimizer, steps))
+    direct(common, &disk(common), |sources, world| stage::tune(sources, MAIN, world, arrays, optimizer, steps))
 }
 
 /// A model's graph, and what it reads.
@@ -69,27 +69,32 @@ type Forward = (Graph, Vec<Read>);
 
 /// Builds the graph that a folder's decoder is derived from, and what it reads.
 pub(crate) fn forward(common: &Common, length: u64) -> Result<(Loaded, Option<Forward>), String> {
-    direct(common, |sources, world| stage::forward(sources, MAIN, world, length))
+    direct(common, &disk(common), |sources, world| stage::forward(sources, MAIN, world, length))
 }
 
-/// The recipe of a folder, and the keys of its configuration that mean nothing to it.
-pub(crate) fn import(common: &Common) -> Result<(Loaded, Vec<String>), String> {
-    let (mut sources, _) = sources(&common.recipe)?;
+/// The recipe of a folder, and the keys of its configuration that mean nothing to it. Weights are not read.
+pub(crate) fn import(common: &Common) -> Result<(Loaded, Option<Vec<String>>), String> {
     let name = common.recipe.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let json = format!("{name}/config.json");
     let world = Disk::new(common.base(), None).without_weights();
-    let (unread, diagnostics) = stage::unread(&mut sources, MAIN, &world, &format!("{name}/config.json"));
-    Ok((Loaded { sources, main: MAIN, program: Program::default(), diagnostics }, unread))
+    direct(common, &world, |sources, world| stage::unread(sources, MAIN, world, &json))
+}
+
+/// Everything that there is to read, and what earlier runs kept of it.
+fn disk(common: &Common) -> Disk {
+    Disk::new(common.base(), Some(common.out().join("cache")))
 }
 
 /// Runs what asks the checker for something that is no program.
 fn direct<T>(
     common: &Common,
+    world: &Disk,
     run: impl FnOnce(&mut Sources, &Disk) -> (Option<T>, Vec<Diagnostic>),
 ) -> Result<(Loaded, Option<T>), String> {
     let (mut sources, undecoded) = sources(&common.recipe)?;
     let (made, diagnostics) = match undecoded {
         Some(diagnostic) => (None, vec![diagnostic]),
-        None => run(&mut sources, &Disk::new(common.base(), Some(common.out().join("cache")))),
+        None => run(&mut sources, world),
     };
     Ok((Loaded { sources, main: MAIN, program: Program::default(), diagnostics }, made))
 }

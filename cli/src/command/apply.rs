@@ -1,7 +1,5 @@
 //! `mdlc apply RECIPE|DIR --inputs in.npz --outputs out.npz`: a model on arrays.
 
-use std::path::PathBuf;
-
 use clap::ArgMatches;
 use mdl_lang::stage::{Array, ArrayKind, Asked};
 use mdl_runtime::apply;
@@ -10,31 +8,16 @@ use mdl_runtime::error::RunError;
 use mdl_runtime::npz::{self, Kind};
 use serde_json::{Map, Value, json};
 
-use super::{fail, failed, report};
+use super::{arrays, failed, made, path};
 use crate::args::Common;
-use crate::exit;
 use crate::load;
 use crate::progress::print_line;
 
-pub(super) fn apply(common: &Common, matches: &ArgMatches, color: bool) -> u8 {
-    let arrays = match npz::read(&path(matches, "inputs")) {
-        Ok(arrays) => arrays,
-        Err(error) => {
-            fail(&error.to_string());
-            return exit::WRONG;
-        }
-    };
+pub(super) fn apply(common: &Common, matches: &ArgMatches, color: bool) -> Result<(), u8> {
+    let arrays = arrays(matches, "inputs")?;
     let asked =
         Asked { stage: matches.get_one::<String>("stage").map(String::as_str), gradients: matches.get_flag("loss") };
-    let (loaded, applied) = match load::apply(common, &described(&arrays), asked) {
-        Ok(loaded) => loaded,
-        Err(message) => {
-            fail(&message);
-            return exit::WRONG;
-        }
-    };
-    report(&loaded.diagnostics, &loaded.sources, common.json, color);
-    let Some(applied) = applied else { return exit::WRONG };
+    let (loaded, applied) = made(load::apply(common, &described(&arrays), asked), common, color)?;
     let run = || -> Result<(), RunError> {
         let cpu = Cpu::new(common.threads)?.on(common.device(&loaded.program))?;
         let outcome = apply::apply(&applied, &arrays, &common.base(), &common.out(), &cpu)?;
@@ -50,15 +33,7 @@ pub(super) fn apply(common: &Common, matches: &ArgMatches, color: bool) -> u8 {
         }
         Ok(())
     };
-    match run() {
-        Ok(()) => 0,
-        Err(error) => failed(&error, &loaded, common, color),
-    }
-}
-
-/// The file that a flag names.
-pub(super) fn path(matches: &ArgMatches, name: &str) -> PathBuf {
-    matches.get_one::<PathBuf>(name).cloned().unwrap_or_default()
+    run().map_err(|error| failed(&error, &loaded, common, color))
 }
 
 /// What the checker is told of arrays.

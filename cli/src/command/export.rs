@@ -3,25 +3,19 @@
 use clap::ArgMatches;
 use mdl_runtime::export::export_stage;
 
-use super::apply::path;
-use super::{fail, failed, loaded, train_stages};
+use super::{fail, failed, loaded, path, train_stages};
 use crate::args::Common;
 use crate::exit;
 
-pub(super) fn export(common: &Common, matches: &ArgMatches, color: bool) -> u8 {
-    let loaded = match loaded(common, color) {
-        Ok(loaded) => loaded,
-        Err(code) => return code,
-    };
+pub(super) fn export(common: &Common, matches: &ArgMatches, color: bool) -> Result<(), u8> {
+    let loaded = loaded(common, color)?;
     let asked = matches.get_one::<String>("stage").map(String::as_str);
     let Some((stage, _)) =
         train_stages(&loaded).filter(|(stage, _)| asked.is_none_or(|name| name == stage.name)).last()
     else {
         fail("the recipe has no such train stage");
-        return exit::USAGE;
+        return Err(exit::USAGE);
     };
-    match export_stage(&loaded.program, &stage.name, &common.base(), &common.out(), &path(matches, "to")) {
-        Ok(()) => 0,
-        Err(error) => failed(&error, &loaded, common, color),
-    }
+    export_stage(&loaded.program, &stage.name, &common.base(), &common.out(), &path(matches, "to"))
+        .map_err(|error| failed(&error, &loaded, common, color))
 }

@@ -19,7 +19,7 @@ use crate::progress::print_line;
 
 pub(super) fn generate(common: &Common, matches: &ArgMatches, color: bool) -> u8 {
     if matches.contains_id("ids") {
-        return super::ids::generate(common, matches, color);
+        return super::code(super::ids::generate(common, matches, color));
     }
     if common.recipe.is_dir() {
         let why =

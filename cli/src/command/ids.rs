@@ -1,6 +1,6 @@
 //! `mdlc generate DIR --ids in.npz --new N --greedy`: ids after ids, without a text in between.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::ArgMatches;
 use mdl_data::Problem;
@@ -11,34 +11,19 @@ use mdl_runtime::kept::Keep;
 use mdl_runtime::npz::{self, Array};
 use mdl_runtime::stage::train::{load_origins, orders_of};
 
-use super::apply::path;
 use super::generate::choice;
-use super::{fail, failed, given, report};
+use super::{arrays, ended, failed, given, made, path};
 use crate::args::Common;
-use crate::exit;
 use crate::load;
 use crate::progress::print_line;
 
 /// Writes `sequences`, the prompts with what follows them.
-pub(super) fn generate(common: &Common, matches: &ArgMatches, color: bool) -> u8 {
-    let prompts = match prompts(matches) {
-        Ok(prompts) => prompts,
-        Err(error) => {
-            fail(&error.to_string());
-            return exit::WRONG;
-        }
-    };
+pub(super) fn generate(common: &Common, matches: &ArgMatches, color: bool) -> Result<(), u8> {
+    let arrays = arrays(matches, "ids")?;
+    let prompts = prompts(&path(matches, "ids"), &arrays).map_err(|problem| ended(&problem.into()))?;
     let new: u64 = given(matches, "new");
     let longest = prompts.iter().map(Vec::len).max().unwrap_or(0) as u64;
-    let (loaded, forward) = match load::forward(common, longest + new) {
-        Ok(loaded) => loaded,
-        Err(message) => {
-            fail(&message);
-            return exit::WRONG;
-        }
-    };
-    report(&loaded.diagnostics, &loaded.sources, common.json, color);
-    let Some((forward, reads)) = forward else { return exit::WRONG };
+    let (loaded, (forward, reads)) = made(load::forward(common, longest + new), common, color)?;
     let write = || -> Result<(), RunError> {
         let cpu = Cpu::new(common.threads)?.on(common.device(&loaded.program))?;
         let orders = orders_of(&reads).collect();
@@ -59,17 +44,12 @@ pub(super) fn generate(common: &Common, matches: &ArgMatches, color: bool) -> u8
         }
         write_ids(matches, &sequences)
     };
-    match write() {
-        Ok(()) => 0,
-        Err(error) => failed(&error, &loaded, common, color),
-    }
+    write().map_err(|error| failed(&error, &loaded, common, color))
 }
 
 /// The rows of `input_ids`, each without what its `attention_mask` leaves out.
-fn prompts(matches: &ArgMatches) -> Result<Vec<Vec<u32>>, RunError> {
-    let file = path(matches, "ids");
-    let arrays = npz::read(&file)?;
-    let wrong = |message: String| RunError::from(Problem::new("E0505", message).at(&file));
+fn prompts(file: &Path, arrays: &[Array]) -> Result<Vec<Vec<u32>>, Problem> {
+    let wrong = |message: String| Problem::new("E0505", message).at(file);
     let Some(ids) = arrays.iter().find(|array| array.name == "input_ids") else {
         return Err(wrong("there is no array `input_ids`".to_string()));
     };

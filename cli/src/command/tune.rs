@@ -10,41 +10,26 @@ use mdl_runtime::device::Cpu;
 use mdl_runtime::error::RunError;
 use mdl_runtime::event::Event;
 use mdl_runtime::export::export;
-use mdl_runtime::npz;
 use mdl_runtime::run::Run;
 use mdl_runtime::tune;
 use serde_json::json;
 
-use super::apply::{described, path};
-use super::{fail, failed, given, report};
+use super::apply::described;
+use super::{arrays, fail, failed, given, made};
 use crate::args::Common;
 use crate::exit;
 use crate::load;
 use crate::progress::print_line;
 
-pub(super) fn tune(common: &Common, matches: &ArgMatches, color: bool) -> u8 {
+pub(super) fn tune(common: &Common, matches: &ArgMatches, color: bool) -> Result<(), u8> {
     if !common.recipe.is_dir() {
         fail(&format!("{} is no folder: a recipe is trained by `mdlc run`", common.recipe.display()));
-        return exit::USAGE;
+        return Err(exit::USAGE);
     }
-    let arrays = match npz::read(&path(matches, "inputs")) {
-        Ok(arrays) => arrays,
-        Err(error) => {
-            fail(&error.to_string());
-            return exit::WRONG;
-        }
-    };
+    let arrays = arrays(matches, "inputs")?;
     let optimizer: String = given(matches, "optimizer");
     let tuned = load::tune(common, &described(&arrays), &optimizer, given(matches, "steps"));
-    let (loaded, tuned) = match tuned {
-        Ok(loaded) => loaded,
-        Err(message) => {
-            fail(&message);
-            return exit::WRONG;
-        }
-    };
-    report(&loaded.diagnostics, &loaded.sources, common.json, color);
-    let Some(tuned) = tuned else { return exit::WRONG };
+    let (loaded, tuned) = made(tuned, common, color)?;
     let steps = || -> Result<(), RunError> {
         let cpu = Cpu::new(common.threads)?.on(common.device(&loaded.program))?;
         let (program, stop) = (Program::default(), AtomicBool::new(false));
@@ -56,10 +41,7 @@ pub(super) fn tune(common: &Common, matches: &ArgMatches, color: bool) -> u8 {
         print_line(&json!({ "losses": losses }).to_string());
         Ok(())
     };
-    match steps() {
-        Ok(()) => 0,
-        Err(error) => failed(&error, &loaded, common, color),
-    }
+    steps().map_err(|error| failed(&error, &loaded, common, color))
 }
 
 /// Where the result goes: beside the folder, unless it is said.

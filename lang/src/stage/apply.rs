@@ -11,6 +11,7 @@ use crate::spec::Read;
 use crate::syntax::ast::{self, AxisItemKind, Expr, ExprKind, FileId, FnDef, ItemKind, PatternKind, Span, TypeKind};
 
 use super::context::Context;
+use super::direct::built;
 use super::read::Compute;
 use super::step::BATCH;
 
@@ -65,13 +66,7 @@ pub fn apply(
     arrays: &[Array],
     asked: Asked<'_>,
 ) -> (Option<Applied>, Vec<Diagnostic>) {
-    let mut context = Context::new(std::mem::take(sources), main, args, world);
-    let (_, file) = context.stages();
-    let applied = context.applied(&file, arrays, asked);
-    let (all, diagnostics) = context.finish();
-    *sources = all;
-    let is_fine = !diagnostics.iter().any(Diagnostic::is_error);
-    (applied.filter(|_| is_fine), diagnostics)
+    built(sources, main, args, world, |context, file| context.applied(file, arrays, asked))
 }
 
 impl Context<'_> {

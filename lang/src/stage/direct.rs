@@ -8,7 +8,7 @@ use mdl_graph::{Axis, AxisSet, DType, Graph, InputKind, Role, Type};
 use crate::check::{Args, Builder, World};
 use crate::diag::{Code, Diagnostic, Sources};
 use crate::spec::{DataFacts, Field, Precision, Read, Save, TrainSpec};
-use crate::syntax::ast::{Expr, ExprKind, FileId, ItemKind, Span};
+use crate::syntax::ast::{self, Expr, ExprKind, FileId, ItemKind, Span};
 use crate::syntax::parse;
 
 use super::apply::{Array, Ordered, dtype_of};
@@ -36,13 +36,10 @@ pub fn tune(
     optimizer: &str,
     steps: u64,
 ) -> (Option<Tuned>, Vec<Diagnostic>) {
-    let mut context = Context::new(std::mem::take(sources), main, &[], world);
-    let (_, file) = context.stages();
-    let tuned = match context.model_asked(&file, None) {
-        Some((name, span)) => context.tuned(name, span, arrays, optimizer, steps),
-        None => None,
-    };
-    finished(context, sources, tuned)
+    built(sources, main, &[], world, |context, file| {
+        let (name, span) = context.model_asked(file, None)?;
+        context.tuned(name, span, arrays, optimizer, steps)
+    })
 }
 
 /// Builds the graph of a recipe's model on `length` ids, one row: the value `logits`. Also what it reads.
@@ -52,25 +49,33 @@ pub fn forward(
     world: &dyn World,
     length: u64,
 ) -> (Option<(Graph, Vec<Read>)>, Vec<Diagnostic>) {
-    let mut context = Context::new(std::mem::take(sources), main, &[], world);
+    built(sources, main, &[], world, |context, file| {
+        let (name, span) = context.model_asked(file, None)?;
+        context.logits(name, span, length)
+    })
+}
+
+/// The keys of a JSON file that building the recipe's models had no use for; nothing where something else is wrong.
+pub fn unread(
+    sources: &mut Sources,
+    main: FileId,
+    world: &dyn World,
+    json: &str,
+) -> (Option<Vec<String>>, Vec<Diagnostic>) {
+    built(sources, main, &[], world, |context, _| Some(context.elab.unread_keys(json)))
+}
+
+/// What `make` makes of a recipe whose stages were checked; nothing where there is a mistake.
+pub(super) fn built<T>(
+    sources: &mut Sources,
+    main: FileId,
+    args: &[(String, String)],
+    world: &dyn World,
+    make: impl FnOnce(&mut Context<'_>, &ast::File) -> Option<T>,
+) -> (Option<T>, Vec<Diagnostic>) {
+    let mut context = Context::new(std::mem::take(sources), main, args, world);
     let (_, file) = context.stages();
-    let forward = match context.model_asked(&file, None) {
-        Some((name, span)) => context.logits(name, span, length),
-        None => None,
-    };
-    finished(context, sources, forward)
-}
-
-/// The keys of a JSON file that building the recipe's models had no use for.
-pub fn unread(sources: &mut Sources, main: FileId, world: &dyn World, json: &str) -> (Vec<String>, Vec<Diagnostic>) {
-    let mut context = Context::new(std::mem::take(sources), main, &[], world);
-    context.stages();
-    let unread = context.elab.unread_keys(json);
-    let (_, diagnostics) = finished(context, sources, Some(()));
-    (unread, diagnostics)
-}
-
-fn finished<T>(context: Context<'_>, sources: &mut Sources, made: Option<T>) -> (Option<T>, Vec<Diagnostic>) {
+    let made = make(&mut context, &file);
     let (all, diagnostics) = context.finish();
     *sources = all;
     let is_fine = !diagnostics.iter().any(Diagnostic::is_error);
