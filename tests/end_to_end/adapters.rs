@@ -10,19 +10,13 @@ model gpt = Gpt[vocab: plays.vocab, context: t, width](heads: 2, layers: 2)
 train base { model = gpt, data = plays, objective = next_token, optimizer = adamw(lr: 1e-2), steps = 20, batch = 4, evaluate = every(20, on: plays.val) }
 "#;
 
-/// Runs a recipe on a text of a few thousand characters; gives the folder of its results.
-fn results(folder: &Folder, recipe: &str) -> PathBuf {
-    folder.write(
-        "plays.txt",
-        "to be or not to be, that is the question; whether it is nobler in the mind to suffer\n".repeat(40),
-    );
-    let recipe = folder.write("recipe.mdl", format!("{DATA}{recipe}"));
-    succeed(&["run", recipe.to_str().expect("a path of ASCII"), "--threads", "2"]);
-    folder.path("runs/recipe")
+/// Runs these blocks after those of `DATA`.
+fn results(folder: &Folder, blocks: &str) -> PathBuf {
+    results_on_plays(folder, &format!("{DATA}{blocks}"))
 }
 
-fn numbers(out: &Path, stage: &str, key: &str) -> Vec<f64> {
-    metrics(&out.join(stage).join("metrics.jsonl")).iter().filter_map(|line| line.get(key)?.as_f64()).collect()
+fn of_stage(out: &Path, stage: &str, key: &str) -> Vec<f64> {
+    numbers(&metrics(&out.join(stage).join("metrics.jsonl")), key)
 }
 
 fn names(out: &Path, stage: &str, step: u64, file: &str) -> Vec<String> {
@@ -49,15 +43,15 @@ eval quality { of = tuned, on = plays.val }
     let wanted = ["blocks.attn.q.lora.a", "blocks.attn.q.lora.b", "blocks.attn.v.lora.a", "blocks.attn.v.lora.b"];
     assert_eq!(names(&out, "tuned", 40, "model"), wanted);
     assert_eq!(names(&out, "tuned", 40, "state").len(), 2 * wanted.len());
-    let base = numbers(&out, "base", "eval_loss");
-    let tuned = numbers(&out, "tuned", "eval_loss");
+    let base = of_stage(&out, "base", "eval_loss");
+    let tuned = of_stage(&out, "tuned", "eval_loss");
     assert!(tuned[1] < base[0] - 0.01, "{base:?}, then {tuned:?}");
     // A stage that goes on from it, and an evaluation of it, find the same model.
-    assert_eq!(numbers(&out, "still", "eval_loss"), tuned[1..]);
+    assert_eq!(of_stage(&out, "still", "eval_loss"), tuned[1..]);
     let quality: serde_json::Value = serde_json::from_str(&read(&out.join("quality/result.json"))).expect("JSON");
     assert!((quality["metrics"]["loss"].as_f64().expect("a loss") - tuned[1]).abs() < 1e-6, "{quality}");
     // Every adapter begins as what it adapts.
-    let begun = numbers(&out, "begun", "eval_loss");
+    let begun = of_stage(&out, "begun", "eval_loss");
     assert!((begun[0] - base[0]).abs() < 1e-5, "{begun:?}, and {base:?}");
 }
 
@@ -74,8 +68,8 @@ train small { model = gpt, data = plays, objective = next_token, optimizer = ada
 eval quality { of = four, on = plays.val }
 "#,
     );
-    let of = |stage: &str| numbers(&out, stage, "eval_loss")[0];
-    let first = |stage: &str| numbers(&out, stage, "loss")[0];
+    let of = |stage: &str| of_stage(&out, stage, "eval_loss")[0];
+    let first = |stage: &str| of_stage(&out, stage, "loss")[0];
     let (whole, four, eight) = (of("whole"), of("four"), of("eight"));
     // Four bits change the model a little, eight bits less.
     assert!(first("four") != first("whole") && (four - whole).abs() < 0.2, "{four}, and {whole} whole");

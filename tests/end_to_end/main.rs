@@ -72,6 +72,22 @@ fn read(path: &Path) -> String {
     std::fs::read_to_string(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
 }
 
+/// Runs a recipe beside `plays.txt`, a text of a few thousand characters; gives the folder of its results.
+fn results_on_plays(folder: &Folder, recipe: &str) -> PathBuf {
+    folder.write(
+        "plays.txt",
+        "to be or not to be, that is the question; whether it is nobler in the mind to suffer\n".repeat(40),
+    );
+    let recipe = folder.write("recipe.mdl", recipe);
+    succeed(&["run", recipe.to_str().expect("a path of ASCII"), "--threads", "2"]);
+    folder.path("runs/recipe")
+}
+
+/// What lines of metrics say under a key, where they do.
+fn numbers(lines: &[serde_json::Value], key: &str) -> Vec<f64> {
+    lines.iter().filter_map(|line| line.get(key)?.as_f64()).collect()
+}
+
 /// The lines of a `metrics.jsonl`.
 fn metrics(path: &Path) -> Vec<serde_json::Value> {
     read(path).lines().map(|line| serde_json::from_str(line).expect("a line of metrics is JSON")).collect()

@@ -60,7 +60,7 @@ fn floats(array: &Array) -> Vec<f64> {
     (0..array.count()).map(|at| f64::from(array.float(at))).collect()
 }
 
-fn numbers(value: &Value) -> Vec<f64> {
+fn floats_of(value: &Value) -> Vec<f64> {
     value.as_array().into_iter().flatten().filter_map(Value::as_f64).collect()
 }
 
@@ -128,8 +128,8 @@ fn twenty_steps_of_adamw_are_those_of_pytorch() {
         let words = ["tune", shown(folder), "--inputs", &inputs(folder), "--optimizer", optimizer, "--steps", "20"];
         let text = said(&[&words[..], &["--out", shown(&to)]].concat());
         let got: Value = serde_json::from_str(&text).expect("JSON");
-        let losses = numbers(&expected(folder)["losses"]);
-        let apart = apart(&numbers(&got["losses"]), &losses);
+        let losses = floats_of(&expected(folder)["losses"]);
+        let apart = apart(&floats_of(&got["losses"]), &losses);
         if apart > CLOSE {
             return Err(format!("losses are {apart:.1e} apart"));
         }
@@ -168,7 +168,7 @@ fn greedy_ids_are_those_of_transformers() {
         let got: Value = serde_json::from_str(&text).expect("JSON");
         let rows = expected(folder)["greedy"].as_array().cloned().unwrap_or_default();
         for (own, row) in got["sequences"].as_array().into_iter().flatten().zip(&rows) {
-            let (own, row) = (numbers(own), numbers(row));
+            let (own, row) = (floats_of(own), floats_of(row));
             if own[own.len().saturating_sub(64)..] != row {
                 return Err(format!("{own:?} does not end in {row:?}"));
             }

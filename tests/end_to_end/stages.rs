@@ -10,19 +10,9 @@ model gpt = Gpt[vocab: plays.vocab, context: t, width](heads: 2, layers: 2)
 fn apart(teacher)(model, batch) = mean((model(batch.ids) - teacher(batch.ids)) ^ 2)
 "#;
 
-/// Runs a recipe on a text of a few thousand characters; gives the folder of its results.
-fn results(folder: &Folder, recipe: &str) -> PathBuf {
-    folder.write(
-        "plays.txt",
-        "to be or not to be, that is the question; whether it is nobler in the mind to suffer\n".repeat(40),
-    );
-    let recipe = folder.write("recipe.mdl", format!("{DATA}{recipe}"));
-    succeed(&["run", recipe.to_str().expect("a path of ASCII"), "--threads", "2"]);
-    folder.path("runs/recipe")
-}
-
-fn numbers(lines: &[serde_json::Value], key: &str) -> Vec<f64> {
-    lines.iter().filter_map(|line| line.get(key)?.as_f64()).collect()
+/// Runs these blocks after those of `DATA`.
+fn results(folder: &Folder, blocks: &str) -> PathBuf {
+    results_on_plays(folder, &format!("{DATA}{blocks}"))
 }
 
 #[test]
