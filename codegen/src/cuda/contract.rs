@@ -8,18 +8,13 @@ use super::Unit;
 use super::body::Body;
 use super::print::{Text, integer, sum};
 use super::tensor;
-use super::tile::{DEEP, SIDE, Staged, THREADS, Walk, multiply, sum_type};
+use super::tile::{DEEP, Factors, SIDE, Staged, THREADS, Walk, multiply, sum_type};
 use crate::jit::CompileError;
 
 /// A product of matrices whose rows, columns and sums are walked in flat positions.
 pub(super) struct Product<'a> {
     pub(super) contract: &'a Contract,
-    pub(super) rows: Walk,
-    pub(super) columns: Walk,
-    pub(super) deep_a: Walk,
-    pub(super) deep_b: Walk,
-    pub(super) batch_a: Walk,
-    pub(super) batch_b: Walk,
+    pub(super) factors: Factors,
 }
 
 /// What a block has of the result, and what a thread has of that.
@@ -41,31 +36,31 @@ impl<'a> Product<'a> {
     fn new(contract: &'a Contract) -> Product<'a> {
         let side =
             |dims: &[ContractDim], of: fn(&ContractDim) -> i64| Walk::new(dims.iter().map(|dim| (dim.extent, of(dim))));
-        Product {
-            contract,
+        let factors = Factors {
             rows: side(&contract.m, |dim| dim.a),
             columns: side(&contract.n, |dim| dim.b),
             deep_a: side(&contract.k, |dim| dim.a),
             deep_b: side(&contract.k, |dim| dim.b),
             batch_a: side(&contract.batch, |dim| dim.a),
             batch_b: side(&contract.batch, |dim| dim.b),
-        }
+        };
+        Product { contract, factors }
     }
 
     pub(super) fn m(&self) -> u64 {
-        self.rows.count()
+        self.factors.rows.count()
     }
 
     pub(super) fn n(&self) -> u64 {
-        self.columns.count()
+        self.factors.columns.count()
     }
 
     pub(super) fn k(&self) -> u64 {
-        self.deep_a.count()
+        self.factors.deep_a.count()
     }
 
     pub(super) fn batch(&self) -> u64 {
-        self.batch_a.count()
+        self.factors.batch_a.count()
     }
 }
 
@@ -154,7 +149,8 @@ fn place_of_block(text: &mut Text, product: &Product<'_>, tile: &Tile, position:
         text.line(format!("const {position} batch = blockIdx.x / {tiles};"));
     }
     let contract = product.contract;
-    for (name, operand, walk) in [("start_a", contract.a, &product.batch_a), ("start_b", contract.b, &product.batch_b)]
+    for (name, operand, walk) in
+        [("start_a", contract.a, &product.factors.batch_a), ("start_b", contract.b, &product.factors.batch_b)]
     {
         text.line(format!("const {position} {name} = {};", sum(&walk.offset("batch"), operand.base)));
     }
@@ -174,8 +170,8 @@ fn in_floats(
     text.open(format!("for ({position} k0 = 0; k0 < {}; k0 += {DEEP})", integer(k as i64)));
     let contract = product.contract;
     let sides = [
-        ("tile_a", contract.a, "start_a", &product.rows, &product.deep_a, tile.high, "m0"),
-        ("tile_b", contract.b, "start_b", &product.columns, &product.deep_b, tile.wide, "n0"),
+        ("tile_a", contract.a, "start_a", &product.factors.rows, &product.factors.deep_a, tile.high, "m0"),
+        ("tile_b", contract.b, "start_b", &product.factors.columns, &product.factors.deep_b, tile.wide, "n0"),
     ];
     for (name, operand, start, along, deep, width, first) in sides {
         let buf = operand.buf.0 as usize;

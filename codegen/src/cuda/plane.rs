@@ -182,7 +182,7 @@ impl Planes<'_> {
         for (at, out) in outs.iter().enumerate() {
             let start = sum(&self.side_batch(&out.with).offset("batch"), out.with.operand.base);
             text.line(format!("const {position} start_with{at} = {start};"));
-            text.line(format!("{ty} sum{at}{} = {{}};", self.deal.sums(wide).0));
+            text.line(format!("{ty} sum{at}{} = {{}};", self.deal.sums(wide).array));
         }
         self.body.unflatten(text, "batch", 0..self.plane.batch.len());
     }
@@ -474,7 +474,7 @@ impl Planes<'_> {
             Keeps::Rows => ("r0", self.rows),
             Keeps::Columns => ("c0", self.plane.columns),
         };
-        let (_, (rows, row), (columns, column), element) = self.deal.sums(wide);
+        let Deal { rows, row, columns, column, element, .. } = self.deal.sums(wide);
         text.line("#pragma unroll");
         text.open(format!("for (int i = 0; i < {rows}; i++)"));
         text.line(format!("const {position} at = {first} + {row};"));

@@ -172,8 +172,8 @@ impl<'a> Unit<'a> {
         let (tile, warp) = if large { (128, (64, 32)) } else { (64, (32, 32)) };
         let side = |operand, walks, names| Side::new(kernel, operand, walks, (tile, DEEP), names);
         Some(Unit {
-            a: side(contract.a, (&product.rows, &product.deep_a, &product.batch_a), ["start_a", "m0", "k0"]),
-            b: side(contract.b, (&product.columns, &product.deep_b, &product.batch_b), ["start_b", "n0", "k0"]),
+            a: side(contract.a, product.factors.a(), ["start_a", "m0", "k0"]),
+            b: side(contract.b, product.factors.b(), ["start_b", "n0", "k0"]),
             warp,
             multiply,
         })

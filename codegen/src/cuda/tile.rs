@@ -13,6 +13,27 @@ pub(super) const DEEP: u64 = 16;
 pub(super) const SIDE: u64 = 16;
 pub(super) const THREADS: u64 = SIDE * SIDE;
 
+/// The factors of a product, as they lie in memory.
+pub(super) struct Factors {
+    pub(super) rows: Walk,
+    pub(super) columns: Walk,
+    pub(super) deep_a: Walk,
+    pub(super) deep_b: Walk,
+    pub(super) batch_a: Walk,
+    pub(super) batch_b: Walk,
+}
+
+impl Factors {
+    /// Along what is kept, along what is summed, and along the batch.
+    pub(super) fn a(&self) -> (&Walk, &Walk, &Walk) {
+        (&self.rows, &self.deep_a, &self.batch_a)
+    }
+
+    pub(super) fn b(&self) -> (&Walk, &Walk, &Walk) {
+        (&self.columns, &self.deep_b, &self.batch_b)
+    }
+}
+
 /// Dimensions with their strides, from a flat position.
 #[derive(Clone, Debug)]
 pub(super) struct Walk(Vec<(u64, i64)>);

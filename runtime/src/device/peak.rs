@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use mdl_codegen::{Buffers, Module, Target, cuda};
+use mdl_codegen::{Block, Buffers, Module, Target, cuda};
 use mdl_compiler::kernel::{
     Access, Buf, BufId, Contract, ContractDim, Dim, Kernel, Operand, Parts, Role, Stmt, Val, ValId, Work,
 };
@@ -13,7 +13,6 @@ use mdl_graph::DType;
 
 use super::Cpu;
 use super::executable::BuildError;
-use mdl_codegen::Block;
 
 /// The best of a few products and of a few copies.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -38,15 +37,19 @@ const SIMULATED: (u64, u64) = (128, 1 << 16);
 
 impl Peaks {
     pub fn of(cpu: &Cpu) -> Result<Peaks, BuildError> {
-        match &cpu.card {
-            None => Ok(Peaks { flops: flops(cpu)?, bytes: copied(cpu) }),
-            Some(gpu) => on_card(gpu).map_err(|error| BuildError(error.to_string())),
-        }
+        let bytes = match &cpu.card {
+            None => copied(cpu),
+            Some(gpu) => copied_on_card(gpu).map_err(|error| BuildError(error.to_string()))?,
+        };
+        Ok(Peaks { flops: Peaks::flops(cpu)?, bytes })
     }
 
     /// What is as much as a product can do, alone.
     pub fn flops(cpu: &Cpu) -> Result<f64, BuildError> {
-        if cpu.card.is_none() { flops(cpu) } else { Ok(Peaks::of(cpu)?.flops) }
+        match &cpu.card {
+            None => flops(cpu),
+            Some(gpu) => flops_on_card(gpu).map_err(|error| BuildError(error.to_string())),
+        }
     }
 }
 
@@ -95,8 +98,8 @@ fn copied(cpu: &Cpu) -> f64 {
     (2 * COPIED) as f64 / best.as_secs_f64()
 }
 
-fn on_card(gpu: &Arc<Gpu>) -> Result<Peaks, Error> {
-    let (side, bytes) = if gpu.simulated { SIMULATED } else { (SIDE_ON_CARD, COPIED_ON_CARD) };
+fn flops_on_card(gpu: &Arc<Gpu>) -> Result<f64, Error> {
+    let side = if gpu.simulated { SIMULATED.0 } else { SIDE_ON_CARD };
     let printed = cuda::program(&[product(DType::BF16, side)]).map_err(|error| Error(error.to_string()))?;
     let image = gpu.nvrtc().compile(&printed.text, gpu.arch())?;
     let program = Program::load(gpu, &image)?;
@@ -107,18 +110,25 @@ fn on_card(gpu: &Arc<Gpu>) -> Result<Peaks, Error> {
         Ok((function, launch.blocks as u32, launch.threads as u32))
     });
     let functions = functions.collect::<Result<Vec<_>, Error>>()?;
-    let product = best_of(gpu, || {
+    let took = best_of(gpu, || {
         functions.iter().try_for_each(|(function, blocks, threads)| {
             // SAFETY: the three matrices that the kernel takes, of its size.
             unsafe { gpu.launch(*function, *blocks, *threads, &addresses) }
         })
     })?;
+    Ok(per_second(2 * side * side * side, took))
+}
+
+fn copied_on_card(gpu: &Arc<Gpu>) -> Result<f64, Error> {
+    let bytes = if gpu.simulated { SIMULATED.1 } else { COPIED_ON_CARD };
     let (from, to) = (Memory::new(gpu, bytes)?, Memory::new(gpu, bytes)?);
     // SAFETY: two blocks of that size.
-    let copy = best_of(gpu, || unsafe { gpu.copy(from.address(), to.address(), bytes) })?;
-    gpu.wait()?;
-    let per_second = |amount: u64, took: Duration| amount as f64 / took.as_secs_f64().max(1e-9);
-    Ok(Peaks { flops: per_second(2 * side * side * side, product), bytes: per_second(2 * bytes, copy) })
+    let took = best_of(gpu, || unsafe { gpu.copy(from.address(), to.address(), bytes) })?;
+    Ok(per_second(2 * bytes, took))
+}
+
+fn per_second(amount: u64, took: Duration) -> f64 {
+    amount as f64 / took.as_secs_f64().max(1e-9)
 }
 
 /// The shortest of five turns, after one that nobody counts.

@@ -37,16 +37,21 @@ pub(super) struct Deal {
 
 impl Deal {
     pub(super) fn in_floats() -> Deal {
+        Deal::of_floats(TILE)
+    }
+
+    /// The same of `wide` columns.
+    fn of_floats(wide: u64) -> Deal {
         Deal {
             threads: SIDE * SIDE,
             at_once: 2 * SIDE * SIDE,
             rows: EACH,
-            columns: EACH,
+            columns: wide / SIDE,
             row: "y + i",
             column: format!("x + {SIDE} * j"),
             lanes: SIDE,
             is_first: "x == 0",
-            array: format!("[{EACH}][{EACH}]"),
+            array: format!("[{EACH}][{}]", wide / SIDE),
             element: "[i][j]",
             cores: None,
         }
@@ -54,30 +59,34 @@ impl Deal {
 
     /// For a launch that keeps rows, or columns.
     pub(super) fn on_tensor_cores(keeps: Keeps, multiply: &'static str, pack: &'static str) -> Deal {
-        let across = "lane % 4 * 2 + j / 2 * 8 + j % 2";
-        let common = Deal {
-            threads: TILE / 16 * 32,
-            at_once: 256,
-            rows: 2,
-            columns: TILE / 4,
-            row: "y + lane / 4 + 8 * i",
-            column: across.into(),
-            lanes: 4,
-            is_first: "lane % 4 == 0",
-            array: format!("[{}][4]", TILE / 8),
-            element: "[j / 2][i * 2 + j % 2]",
-            cores: Some((multiply, pack)),
-        };
+        let by_rows = Deal::of_cores(TILE, (multiply, pack));
         match keeps {
-            Keeps::Rows => common,
+            Keeps::Rows => by_rows,
             Keeps::Columns => Deal {
-                rows: common.columns,
-                columns: common.rows,
+                rows: by_rows.columns,
+                columns: by_rows.rows,
                 row: "lane % 4 * 2 + i / 2 * 8 + i % 2",
                 column: "y + lane / 4 + 8 * j".into(),
                 element: "[i / 2][j * 2 + i % 2]",
-                ..common
+                ..by_rows
             },
+        }
+    }
+
+    /// A warp has 16 rows of `wide` columns.
+    fn of_cores(wide: u64, cores: (&'static str, &'static str)) -> Deal {
+        Deal {
+            threads: TILE / 16 * 32,
+            at_once: 256,
+            rows: 2,
+            columns: wide / 4,
+            row: "y + lane / 4 + 8 * i",
+            column: "lane % 4 * 2 + j / 2 * 8 + j % 2".into(),
+            lanes: 4,
+            is_first: "lane % 4 == 0",
+            array: format!("[{}][4]", wide / 8),
+            element: "[j / 2][i * 2 + j % 2]",
+            cores: Some(cores),
         }
     }
 
@@ -89,21 +98,11 @@ impl Deal {
         });
     }
 
-    /// Of a sum that is kept by `wide` more: its array; the rows and columns of a thread, and where they are; an element.
-    pub(super) fn sums(&self, wide: u64) -> (String, (u64, &'static str), (u64, String), &'static str) {
+    /// Of a sum that is kept by `wide` more: what the launch keeps are its rows.
+    pub(super) fn sums(&self, wide: u64) -> Deal {
         match self.cores {
-            Some(_) => (
-                format!("[{}][4]", wide / 8),
-                (2, "y + lane / 4 + 8 * i"),
-                (wide / 4, "lane % 4 * 2 + j / 2 * 8 + j % 2".into()),
-                "[j / 2][i * 2 + j % 2]",
-            ),
-            None => (
-                format!("[{EACH}][{}]", wide / SIDE),
-                (EACH, "y + i"),
-                (wide / SIDE, format!("x + {SIDE} * j")),
-                "[i][j]",
-            ),
+            Some(cores) => Deal::of_cores(wide, cores),
+            None => Deal::of_floats(wide),
         }
     }
 }

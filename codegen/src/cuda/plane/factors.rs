@@ -3,18 +3,8 @@
 use mdl_compiler::kernel::{Keeps, Kernel, PlaneIn, PlaneOut, PlaneSide};
 
 use super::super::tensor::Side;
-use super::super::tile::Walk;
+use super::super::tile::{Factors, Walk};
 use super::{Planes, TILE, summed};
-
-/// The factors of a product, as they lie in memory.
-pub(super) struct Factors {
-    pub(super) rows: Walk,
-    pub(super) columns: Walk,
-    pub(super) deep_a: Walk,
-    pub(super) deep_b: Walk,
-    pub(super) batch_a: Walk,
-    pub(super) batch_b: Walk,
-}
 
 /// Numbers along k that tensor cores are brought at once.
 pub(super) fn step(one: &PlaneIn) -> u64 {
@@ -51,8 +41,7 @@ impl Planes<'_> {
         let one = &self.plane.ins[at];
         let shape = (TILE, step(one));
         let names = [format!("start_a{at}"), format!("start_b{at}")];
-        let a = (&walks.rows, &walks.deep_a, &walks.batch_a);
-        let b = (&walks.columns, &walks.deep_b, &walks.batch_b);
+        let (a, b) = (walks.a(), walks.b());
         let rows = Side::new(kernel, one.a.operand, a, shape, [&names[0], "r0", "k0"]);
         let columns = Side::new(kernel, one.b.operand, b, shape, [&names[1], "c0", "k0"]);
         if keeps == Keeps::Rows { [rows, columns] } else { [columns, rows] }
