@@ -10,7 +10,7 @@ use mdl_lang::spec;
 use mdl_runtime::device::Device;
 
 /// Commands that read a recipe, and so have its `arg`s as flags.
-pub(crate) const ON_RECIPES: [&str; 7] = ["run", "check", "build", "profile", "generate", "apply", "export"];
+pub(crate) const ON_RECIPES: [&str; 8] = ["run", "check", "build", "profile", "verify", "generate", "apply", "export"];
 
 /// What every command on a recipe takes.
 #[derive(Clone, Debug)]
@@ -121,6 +121,13 @@ pub(crate) fn command(recipe_args: &[spec::Arg]) -> Command {
     .arg(switch("decode", "Measures writing a token, in the middle of a text"))
     .arg(weights().requires("decode"))
     .arg(flag("trace", "FILE", "Writes that step as a Chrome trace, which Perfetto opens"));
+    let verify = on_recipe(
+        Command::new("verify").about(
+            "Tests that a step has the same loss and gradients in pieces, recomputing, on other threads, unpacked",
+        ),
+        recipe_args,
+    )
+    .arg(flag("stage", "NAME", "The stage to test [default: all that train]"));
     let generate = on_recipe(Command::new("generate").about("Writes text with a trained stage"), recipe_args)
         .arg(flag("stage", "NAME", "The trained stage [default: the last one that trains]"))
         .arg(flag("prompt", "TEXT", "What the text begins with").required_unless_present("ids"))
@@ -212,7 +219,7 @@ pub(crate) fn command(recipe_args: &[spec::Arg]) -> Command {
         .arg(color())
         .subcommand_required(true)
         .arg_required_else_help(true)
-        .subcommands([run, check, build, profile, generate, apply, export, tune, import, fmt, explain])
+        .subcommands([run, check, build, profile, verify, generate, apply, export, tune, import, fmt, explain])
 }
 
 /// The recipe that a command line names: the first word after the command that is no flag and no flag's value.

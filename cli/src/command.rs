@@ -12,6 +12,7 @@ mod import;
 mod profile;
 mod run;
 mod tune;
+mod verify;
 
 use std::ffi::OsString;
 use std::io::{IsTerminal, Write};
@@ -63,6 +64,7 @@ pub(crate) fn main(words: Vec<OsString>) -> u8 {
         Some(("tune", matches)) => code(tune::tune(&Common::of(matches, &recipe_args), matches, color)),
         Some(("import", matches)) => code(import::import(&Common::of(matches, &recipe_args), matches, color)),
         Some(("export", matches)) => code(export::export(&Common::of(matches, &recipe_args), matches, color)),
+        Some(("verify", matches)) => code(verify::verify(&Common::of(matches, &recipe_args), matches, color)),
         Some(("fmt", matches)) => fmt::fmt(matches, color),
         Some(("explain", matches)) => explain::explain(matches),
         _ => exit::USAGE,

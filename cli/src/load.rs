@@ -4,7 +4,7 @@ use std::path::Path;
 
 use mdl_graph::Graph;
 use mdl_lang::diag::{Diagnostic, Sources};
-use mdl_lang::spec::{self, Program, Read};
+use mdl_lang::spec::{self, Program, Read, TrainSpec};
 use mdl_lang::stage::{self, Applied, Array, Asked, Tuned};
 use mdl_lang::syntax::ast::FileId;
 
@@ -62,6 +62,15 @@ pub(crate) fn tune(
     steps: u64,
 ) -> Result<(Loaded, Option<Tuned>), String> {
     direct(common, &disk(common), |sources, world| stage::tune(sources, MAIN, world, arrays, optimizer, steps))
+}
+
+/// Builds the step of a stage that leaves gradients, on a batch of so many rows.
+pub(crate) fn gradients(
+    common: &Common,
+    stage: &str,
+    batch: Option<u64>,
+) -> Result<(Loaded, Option<TrainSpec>), String> {
+    direct(common, &disk(common), |sources, world| stage::gradients(sources, MAIN, &common.given, world, stage, batch))
 }
 
 /// A model's graph, and what it reads.

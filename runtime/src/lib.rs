@@ -21,4 +21,5 @@ pub mod run;
 pub mod stage;
 pub mod tfevents;
 pub mod tune;
+pub mod verify;
 pub mod weights;

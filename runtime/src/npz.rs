@@ -41,7 +41,7 @@ impl Kind {
         }
     }
 
-    fn bytes(self) -> usize {
+    pub fn bytes(self) -> usize {
         match self {
             Kind::Bool => 1,
             Kind::Int { bytes, .. } | Kind::Float { bytes } => usize::from(bytes),

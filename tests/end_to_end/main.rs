@@ -9,6 +9,7 @@ mod memory;
 mod misuse;
 mod published;
 mod stages;
+mod verify;
 mod witness;
 
 use std::path::{Path, PathBuf};

@@ -66,7 +66,7 @@ pub fn apply(
     arrays: &[Array],
     asked: Asked<'_>,
 ) -> (Option<Applied>, Vec<Diagnostic>) {
-    built(sources, main, args, world, |context, file| context.applied(file, arrays, asked))
+    built(sources, main, args, world, |context, _, file| context.applied(file, arrays, asked))
 }
 
 impl Context<'_> {

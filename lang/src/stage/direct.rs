@@ -1,5 +1,5 @@
 //! What commands ask of a model without a block in the recipe: steps on one batch of arrays (`mdlc tune`), and the graph that
-//! decoders are derived from (`mdlc generate DIR`). Everything is made as a `train` block would make it.
+//! decoders are derived from (`mdlc generate DIR`); and of a stage, its gradients (`mdlc verify`). Everything is made as a `train` block would make it.
 
 use std::rc::Rc;
 
@@ -7,7 +7,7 @@ use mdl_graph::{Axis, AxisSet, DType, Graph, InputKind, Role, Type};
 
 use crate::check::{Args, Builder, World};
 use crate::diag::{Code, Diagnostic, Sources};
-use crate::spec::{DataFacts, Field, Precision, Read, Save, TrainSpec};
+use crate::spec::{DataFacts, Field, Kept, Precision, Program, Read, Save, Stage, StageKind, TrainSpec};
 use crate::syntax::ast::{self, Expr, ExprKind, FileId, ItemKind, Span};
 use crate::syntax::parse;
 
@@ -19,6 +19,9 @@ use super::step::BATCH;
 
 /// What the model itself calls its loss.
 const LOSS: &str = "fn(model, batch) = model.forward(..batch).loss";
+
+/// What keeps gradients.
+const GRADIENT: &str = "leave_gradient()";
 
 /// Steps on one batch.
 pub struct Tuned {
@@ -36,7 +39,7 @@ pub fn tune(
     optimizer: &str,
     steps: u64,
 ) -> (Option<Tuned>, Vec<Diagnostic>) {
-    built(sources, main, &[], world, |context, file| {
+    built(sources, main, &[], world, |context, _, file| {
         let (name, span) = context.model_asked(file, None)?;
         context.tuned(name, span, arrays, optimizer, steps)
     })
@@ -49,7 +52,7 @@ pub fn forward(
     world: &dyn World,
     length: u64,
 ) -> (Option<(Graph, Vec<Read>)>, Vec<Diagnostic>) {
-    built(sources, main, &[], world, |context, file| {
+    built(sources, main, &[], world, |context, _, file| {
         let (name, span) = context.model_asked(file, None)?;
         context.logits(name, span, length)
     })
@@ -62,7 +65,23 @@ pub fn unread(
     world: &dyn World,
     json: &str,
 ) -> (Option<Vec<String>>, Vec<Diagnostic>) {
-    built(sources, main, &[], world, |context, _| Some(context.elab.unread_keys(json)))
+    built(sources, main, &[], world, |context, _, _| Some(context.elab.unread_keys(json)))
+}
+
+/// A train stage whose step leaves each gradient, unclipped, where the weight was. `batch` takes the place of the stage's own, where it
+/// is given.
+pub fn gradients(
+    sources: &mut Sources,
+    main: FileId,
+    args: &[(String, String)],
+    world: &dyn World,
+    stage: &str,
+    batch: Option<u64>,
+) -> (Option<TrainSpec>, Vec<Diagnostic>) {
+    built(sources, main, args, world, |context, program, _| {
+        let Some(Stage { span, kind: StageKind::Train(spec), .. }) = program.stage(stage) else { return None };
+        context.gradients(stage, spec, batch.unwrap_or(spec.batch), *span)
+    })
 }
 
 /// What `make` makes of a recipe whose stages were checked; nothing where there is a mistake.
@@ -71,11 +90,11 @@ pub(super) fn built<T>(
     main: FileId,
     args: &[(String, String)],
     world: &dyn World,
-    make: impl FnOnce(&mut Context<'_>, &ast::File) -> Option<T>,
+    make: impl FnOnce(&mut Context<'_>, Program, &ast::File) -> Option<T>,
 ) -> (Option<T>, Vec<Diagnostic>) {
     let mut context = Context::new(std::mem::take(sources), main, args, world);
-    let (_, file) = context.stages();
-    let made = make(&mut context, &file);
+    let (program, file) = context.stages();
+    let made = make(&mut context, program, &file);
     let (all, diagnostics) = context.finish();
     *sources = all;
     let is_fine = !diagnostics.iter().any(Diagnostic::is_error);
@@ -143,6 +162,29 @@ impl Context<'_> {
             patience: None,
         };
         Some(Tuned { spec, inputs })
+    }
+
+    fn gradients(&mut self, stage: &str, spec: &TrainSpec, batch: u64, span: Span) -> Option<TrainSpec> {
+        let known = self.trained.iter().find(|entry| entry.name == stage)?.known.clone()?;
+        let (_, facts) = self.facts(&spec.data)?;
+        // No user can write `~`: what is built again has a root of its own.
+        let trained = Trained { block: format!("{stage}~gradients"), batch, ..known };
+        let optimizer = self.schema_expr(GRADIENT);
+        let graphs = self.training_graphs(&trained, &facts, &optimizer, None, None, span)?;
+        let is_read = |kept: &&Kept| graphs.reads.iter().any(|read| read.input == kept.input);
+        Some(TrainSpec {
+            kept: spec.kept.iter().filter(is_read).cloned().collect(),
+            weights: graphs.weights,
+            states: graphs.states,
+            reads: graphs.reads,
+            init: graphs.init,
+            step: graphs.step,
+            forward: None,
+            evaluate: None,
+            sample: None,
+            batch,
+            ..spec.clone()
+        })
     }
 
     fn logits(&mut self, name: String, span: Span, length: u64) -> Option<(Graph, Vec<Read>)> {

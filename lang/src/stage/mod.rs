@@ -26,7 +26,7 @@ mod train;
 
 pub use apply::{Applied, Array, ArrayKind, Asked, apply};
 pub use args::args_of;
-pub use direct::{Tuned, forward, tune, unread};
+pub use direct::{Tuned, forward, gradients, tune, unread};
 pub use manual::{manual, manuals};
 pub use schema::{FieldRow, FunctionRow, KindRow, Need, Takes, fields, kind, kinds};
 
