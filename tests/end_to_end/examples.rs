@@ -47,6 +47,27 @@ fn digits() {
 }
 
 #[test]
+fn chinese() {
+    let flags = [
+        "--reading",
+        "3",
+        "--steps",
+        "4",
+        "--layers",
+        "1",
+        "--width",
+        "16",
+        "--heads",
+        "2",
+        "--length",
+        "24",
+        "--batch",
+        "8",
+    ];
+    runs("examples/chinese.mdl", &flags, &["pretrained", "base", "bag", "score", "baseline"]);
+}
+
+#[test]
 fn bench() {
     runs("examples/bench.mdl", &[&["--steps", "4"][..], &SMALL].concat(), &["base"]);
 }

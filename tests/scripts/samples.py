@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""Makes the small data sets that the examples ship: `examples/data/reviews` and `examples/data/digits`.
+"""Makes the small data sets that the examples ship: `reviews`, `reviews-zh` and `digits` in `examples/data`.
 
 usage: samples.py
 
-Both are generated, so that they are small, free, and the same everywhere. They have the layouts of SST-2 (`label sentence` lines)
-and of MNIST (IDX files), so `--data` can point an example at the real ones.
+They are generated, so that they are small, free, and the same everywhere. They have the layouts of SST-2 (`label sentence` lines), of
+ChnSentiCorp (tab-separated, with names) and of MNIST (IDX files), so `--data` can point an example at the real ones.
 """
 import gzip
 import pathlib
@@ -44,6 +44,39 @@ def reviews():
                 seen.add(row)
                 rows.append(row)
         (folder / f"{part}.txt").write_text("\n".join(rows) + "\n")
+
+
+GOOD_ZH = "干净 舒适 安静 方便 热情 周到 便宜 清楚 流畅 结实 漂亮 满意".split()
+BAD_ZH = "肮脏 拥挤 吵闹 麻烦 冷淡 马虎 昂贵 模糊 卡顿 松动 难看 失望".split()
+THINGS_ZH = "房间 服务 位置 早餐 价格 屏幕 键盘 电池 包装 内容 翻译 印刷".split()
+OPEN_ZH = ["{t}很{a}，{u}也{b}。", "{t}{a}，{u}让人觉得{b}。", "总的来说{t}比较{a}，{u}{b}。", "住了两天，{t}{a}，{u}非常{b}！", "买了一个月，{t}{a}，{u}{b}。"]
+TURN_ZH = ["{t}一点也不{x}，{u}也不{y}。", "{t}并不{x}，{u}不{y}。", "住了两天，{t}不{x}，{u}也并不{y}！", "有人说{t}{x}，我觉得不{x}，{u}也不{y}。"]
+
+
+def sentence_zh(rng, label):
+    mine, other = (GOOD_ZH, BAD_ZH) if label else (BAD_ZH, GOOD_ZH)
+    a, b = rng.sample(mine, 2)
+    x, y = rng.sample(other, 2)
+    t, u = rng.sample(THINGS_ZH, 2)
+    # A `不` turns a word around, so that to count words is not enough.
+    form = rng.choice(OPEN_ZH if rng.random() < 0.5 else TURN_ZH)
+    return form.format(t=t, u=u, a=a, b=b, x=x, y=y)
+
+
+def reviews_zh():
+    rng = random.Random(3)
+    folder = OUT / "reviews-zh"
+    folder.mkdir(parents=True, exist_ok=True)
+    seen = set()
+    for part, count in (("train", 800), ("dev", 100), ("test", 100)):
+        rows = []
+        while len(rows) < count:
+            label = rng.randrange(2)
+            row = f"{label}\t{sentence_zh(rng, label)}"
+            if row not in seen:
+                seen.add(row)
+                rows.append(row)
+        (folder / f"{part}.tsv").write_text("\n".join(["label\ttext_a", *rows]) + "\n", encoding="utf-8")
 
 
 FONT = """
@@ -92,4 +125,5 @@ def digits():
 
 if __name__ == "__main__":
     reviews()
+    reviews_zh()
     digits()
