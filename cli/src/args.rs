@@ -10,7 +10,8 @@ use mdl_lang::spec;
 use mdl_runtime::device::Device;
 
 /// Commands that read a recipe, and so have its `arg`s as flags.
-pub(crate) const ON_RECIPES: [&str; 8] = ["run", "check", "build", "profile", "verify", "generate", "apply", "export"];
+pub(crate) const ON_RECIPES: [&str; 9] =
+    ["run", "check", "build", "profile", "verify", "generate", "chat", "apply", "export"];
 
 /// What every command on a recipe takes.
 #[derive(Clone, Debug)]
@@ -37,6 +38,43 @@ fn weights() -> Arg {
     flag("weights", "AS", "How matrices are kept, f32, bf16 or int8: the fewer bytes, the sooner a token is written")
         .value_parser(parse)
         .default_value(Kept::F32.name())
+}
+
+/// A command that writes with a model, `new` tokens at most.
+fn writing(command: Command, new: &'static str) -> Command {
+    command
+        .arg(flag("stage", "NAME", "The trained stage [default: the last one that trains]"))
+        .arg(switch("greedy", "Takes the most likely token always"))
+        .arg(flag("new", "N", "How many tokens to write").value_parser(value_parser!(u64)).default_value(new))
+        .arg(
+            flag("room", "N", "How many tokens a folder's model sees at once [default: what is needed, or all it can]")
+                .value_parser(value_parser!(u64).range(1..=1 << 20)),
+        )
+        .arg(weights())
+        .arg(
+            flag("temperature", "T", "0 takes the most likely token always")
+                .value_parser(|text: &str| number(text, "at least 0", |value| value >= 0.0 && value.is_finite()))
+                .allow_negative_numbers(true)
+                .default_value("0.8"),
+        )
+        .arg(
+            flag("top-k", "K", "Only the K most likely tokens; 0 for all")
+                .value_parser(value_parser!(u64))
+                .default_value("0"),
+        )
+        .arg(
+            flag("top-p", "P", "Only the most likely tokens that have probability P together")
+                .value_parser(|text: &str| number(text, "above 0 and at most 1", |value| value > 0.0 && value <= 1.0))
+                .allow_negative_numbers(true)
+                .default_value("1.0"),
+        )
+        .arg(flag("draft", "STAGE|DIR", "A smaller model that proposes tokens: what is written stays as likely"))
+        .arg(
+            flag("ahead", "N", "How many tokens the draft proposes at once")
+                .value_parser(value_parser!(u64).range(1..=64))
+                .default_value("4")
+                .requires("draft"),
+        )
 }
 
 fn switch(name: &'static str, help: &'static str) -> Arg {
@@ -128,39 +166,33 @@ pub(crate) fn command(recipe_args: &[spec::Arg]) -> Command {
         recipe_args,
     )
     .arg(flag("stage", "NAME", "The stage to test [default: all that train]"));
-    let generate = on_recipe(Command::new("generate").about("Writes text with a trained stage"), recipe_args)
-        .arg(flag("stage", "NAME", "The trained stage [default: the last one that trains]"))
-        .arg(flag("prompt", "TEXT", "What the text begins with").required_unless_present("ids"))
-        .arg(
-            flag("ids", "FILE", "An .npz with rows of `input_ids` to go on from, instead of a text")
-                .value_parser(value_parser!(PathBuf))
-                .conflicts_with_all(["prompt", "stage"]),
-        )
-        .arg(
-            flag("outputs", "FILE", "Where the ids are written, an .npz with `sequences` [default: as JSON]")
-                .value_parser(value_parser!(PathBuf))
-                .requires("ids"),
-        )
-        .arg(switch("greedy", "Takes the most likely token always"))
-        .arg(flag("new", "N", "How many tokens to write").value_parser(value_parser!(u64)).default_value("200"))
-        .arg(weights())
-        .arg(
-            flag("temperature", "T", "0 takes the most likely token always")
-                .value_parser(|text: &str| number(text, "at least 0", |value| value >= 0.0 && value.is_finite()))
-                .allow_negative_numbers(true)
-                .default_value("0.8"),
-        )
-        .arg(
-            flag("top-k", "K", "Only the K most likely tokens; 0 for all")
-                .value_parser(value_parser!(u64))
-                .default_value("0"),
-        )
-        .arg(
-            flag("top-p", "P", "Only the most likely tokens that have probability P together")
-                .value_parser(|text: &str| number(text, "above 0 and at most 1", |value| value > 0.0 && value <= 1.0))
-                .allow_negative_numbers(true)
-                .default_value("1.0"),
-        );
+    let generate = writing(
+        on_recipe(
+            Command::new("generate").about("Writes text with a trained stage or the model of a folder"),
+            recipe_args,
+        ),
+        "200",
+    )
+    .arg(flag("prompt", "TEXT", "What the text begins with").required_unless_present("ids"))
+    .arg(
+        flag("ids", "FILE", "An .npz with rows of `input_ids` to go on from, instead of a text")
+            .value_parser(value_parser!(PathBuf))
+            .conflicts_with_all(["prompt", "stage", "draft", "room"]),
+    )
+    .arg(
+        flag("outputs", "FILE", "Where the ids are written, an .npz with `sequences` [default: as JSON]")
+            .value_parser(value_parser!(PathBuf))
+            .requires("ids"),
+    );
+    let chat = writing(
+        on_recipe(
+            Command::new("chat").about("Talks with a trained stage or the model of a folder, a line at a time"),
+            recipe_args,
+        ),
+        "512",
+    )
+    .arg(flag("system", "TEXT", "What the system says before all else"))
+    .arg(flag("stop", "TEXT", "Ends an answer before this text; may be given several times").action(ArgAction::Append));
     let apply = on_recipe(
         Command::new("apply").about("Runs a model on NumPy arrays: a recipe's, or that of a folder with config.json"),
         recipe_args,
@@ -219,12 +251,12 @@ pub(crate) fn command(recipe_args: &[spec::Arg]) -> Command {
         .arg(color())
         .subcommand_required(true)
         .arg_required_else_help(true)
-        .subcommands([run, check, build, profile, verify, generate, apply, export, tune, import, fmt, explain])
+        .subcommands([run, check, build, profile, verify, generate, chat, apply, export, tune, import, fmt, explain])
 }
 
 /// The recipe that a command line names: the first word after the command that is no flag and no flag's value.
 pub(crate) fn find_recipe(words: &[OsString]) -> Option<PathBuf> {
-    const VALUED: [&str; 22] = [
+    const VALUED: [&str; 27] = [
         "--inputs",
         "--outputs",
         "--ids",
@@ -240,6 +272,11 @@ pub(crate) fn find_recipe(words: &[OsString]) -> Option<PathBuf> {
         "--stage",
         "--dump-after",
         "--prompt",
+        "--system",
+        "--stop",
+        "--draft",
+        "--ahead",
+        "--room",
         "--new",
         "--temperature",
         "--top-k",

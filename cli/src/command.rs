@@ -2,6 +2,7 @@
 
 mod apply;
 pub(crate) mod build;
+mod chat;
 mod check;
 mod explain;
 mod export;
@@ -13,6 +14,7 @@ mod profile;
 mod run;
 mod tune;
 mod verify;
+mod writer;
 
 use std::ffi::OsString;
 use std::io::{IsTerminal, Write};
@@ -59,7 +61,8 @@ pub(crate) fn main(words: Vec<OsString>) -> u8 {
         Some(("check", matches)) => check::check(&Common::of(matches, &recipe_args), color),
         Some(("build", matches)) => build::build(&Common::of(matches, &recipe_args), matches, color),
         Some(("profile", matches)) => profile::run(&Common::of(matches, &recipe_args), matches, color),
-        Some(("generate", matches)) => generate::generate(&Common::of(matches, &recipe_args), matches, color),
+        Some(("generate", matches)) => code(generate::generate(&Common::of(matches, &recipe_args), matches, color)),
+        Some(("chat", matches)) => code(chat::chat(&Common::of(matches, &recipe_args), matches, color)),
         Some(("apply", matches)) => code(apply::apply(&Common::of(matches, &recipe_args), matches, color)),
         Some(("tune", matches)) => code(tune::tune(&Common::of(matches, &recipe_args), matches, color)),
         Some(("import", matches)) => code(import::import(&Common::of(matches, &recipe_args), matches, color)),

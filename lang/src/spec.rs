@@ -193,6 +193,8 @@ pub enum Tokenizer {
     Bpe { vocab: u64 },
     /// `tokenizer("tokenizer.json")`, or a folder with one or with the older files.
     File { path: String, span: Span },
+    /// `prose.tokenizer`: what another block, of characters or byte-level BPE, has learned.
+    Of { block: Box<DataSpec> },
 }
 
 /// `split = (train: 90%, val: 10%)`, fractions in order; or one source for each part.

@@ -138,9 +138,9 @@ pub fn profile_decoder(
     let Some(forward) = &spec.forward else {
         return Err(RunError::Usage(format!("the model of `{name}` gives no logits for `ids`: it writes no text")));
     };
-    let plans = plan_decoders(forward, &orders(spec), Keep { kept: &spec.kept, rest: kept })
+    let plans = plan_decoders(forward, &orders(spec), Keep { kept: &spec.kept, rest: kept }, 0)
         .map_err(|error| RunError::failed(format!("deriving the decoder of `{name}`"), error.to_string()))?;
-    let middle = plans.context / 2;
+    let middle = plans.context() / 2;
     let mut token = Executable::of_plan(plans.one, &run.cpu)?;
     measure(run, name, spec, &mut token, tokens, |token, n| {
         if let Some(pos) = token.input::<i32>(POS) {

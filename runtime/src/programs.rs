@@ -107,7 +107,7 @@ impl Others {
             None => None,
         };
         let decoders = match (&spec.sample, &spec.forward) {
-            (Some(_), Some(forward)) => Some(plan_decoders(forward, orders, Keep::of_stage(&spec.kept))?),
+            (Some(_), Some(forward)) => Some(plan_decoders(forward, orders, Keep::of_stage(&spec.kept), 0)?),
             _ => None,
         };
         Ok(Others { evaluation, decoders, machine })

@@ -68,6 +68,13 @@ fn chinese() {
 }
 
 #[test]
+fn chat() {
+    let flags =
+        ["--pretrain", "4", "--steps", "4", "--layers", "1", "--width", "32", "--context", "64", "--batch", "4"];
+    runs("examples/chat.mdl", &[&flags[..], &["--text", "README.md"]].concat(), &["prose", "base", "chats", "tuned"]);
+}
+
+#[test]
 fn bench() {
     runs("examples/bench.mdl", &[&["--steps", "4"][..], &SMALL].concat(), &["base"]);
 }

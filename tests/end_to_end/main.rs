@@ -2,6 +2,7 @@
 
 mod adapters;
 mod card;
+mod chats;
 mod examples;
 mod full_disk;
 mod interrupted;
@@ -9,11 +10,13 @@ mod memory;
 mod misuse;
 mod published;
 mod stages;
+mod texts;
 mod verify;
 mod witness;
 
+use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 
 /// The repository.
@@ -67,6 +70,14 @@ fn succeed(words: &[&str]) -> String {
     let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     assert!(output.status.success(), "mdlc {words:?} ended with {}:\n{out}{err}", output.status);
     out.into_owned()
+}
+
+/// Runs and says this to it. What ends before it has heard all is no mistake.
+fn talk(words: &[&str], said: &str) -> Output {
+    let mut child =
+        mdlc(words).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("mdlc starts");
+    let _ = child.stdin.take().expect("a pipe").write_all(said.as_bytes());
+    child.wait_with_output().expect("it ends")
 }
 
 fn read(path: &Path) -> String {

@@ -1,12 +1,14 @@
 #!/usr/bin/env python3
-"""Makes the small data sets that the examples ship: `reviews`, `reviews-zh` and `digits` in `examples/data`.
+"""Makes the small data sets that the examples ship: `reviews`, `reviews-zh`, `digits` and `chat` in `examples/data`.
 
 usage: samples.py
 
 They are generated, so that they are small, free, and the same everywhere. They have the layouts of SST-2 (`label sentence` lines), of
-ChnSentiCorp (tab-separated, with names) and of MNIST (IDX files), so `--data` can point an example at the real ones.
+ChnSentiCorp (tab-separated, with names), of MNIST (IDX files) and of Alpaca (`instruction`, `input`, `output`), so flags can point an
+example at the real ones.
 """
 import gzip
+import json
 import pathlib
 import random
 import struct
@@ -123,7 +125,34 @@ def digits():
         pack(folder / f"{part}-labels-idx1-ubyte.gz", struct.pack(">II", 0x0801, count), labels)
 
 
+COLOURS = {"grass": "green", "snow": "white", "coal": "black", "a lemon": "yellow", "the sky": "blue", "blood": "red", "a carrot": "orange",
+           "milk": "white", "a plum": "purple", "sand": "yellow", "soot": "black", "a leaf": "green"}
+SOUNDS = {"cat": "meows", "dog": "barks", "cow": "moos", "duck": "quacks", "frog": "croaks", "owl": "hoots", "bee": "buzzes", "lion": "roars",
+          "sheep": "bleats", "horse": "neighs", "pig": "grunts", "wolf": "howls"}
+NUMBERS = "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen".split()
+
+
+def chat():
+    rows = []
+    for thing, colour in COLOURS.items():
+        rows.append(("What colour is it?", thing, f"{thing[0].upper() + thing[1:]} is {colour}."))
+        rows.append((f"Tell me the colour of {thing}.", "", f"It is {colour}."))
+    for animal, sound in SOUNDS.items():
+        rows.append((f"What does a {animal} do?", "", f"A {animal} {sound}."))
+        rows.append((f"Which animal {sound}?", "", f"The {animal} does."))
+    for a in range(10):
+        for b in range(10):
+            rows.append((f"What is {NUMBERS[a]} plus {NUMBERS[b]}?", "", f"It is {NUMBERS[a + b]}."))
+    for hello in ("Hello", "Hi", "Good morning", "Good evening"):
+        rows.append((hello, "", f"{hello}! What would you like to know?"))
+    random.Random(3).shuffle(rows)
+    (OUT / "chat").mkdir(parents=True, exist_ok=True)
+    rows = [dict(zip(("instruction", "input", "output"), row)) for row in rows]
+    (OUT / "chat" / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
 if __name__ == "__main__":
     reviews()
     reviews_zh()
     digits()
+    chat()

@@ -11,7 +11,7 @@ use mdl_runtime::kept::Keep;
 use mdl_runtime::npz::{self, Array};
 use mdl_runtime::stage::train::{load_origins, orders_of};
 
-use super::generate::choice;
+use super::writer::choice;
 use super::{arrays, ended, failed, given, made, path};
 use crate::args::Common;
 use crate::load;
@@ -28,7 +28,7 @@ pub(super) fn generate(common: &Common, matches: &ArgMatches, color: bool) -> Re
         let cpu = Cpu::new(common.threads)?.on(common.device(&loaded.program))?;
         let orders = orders_of(&reads).collect();
         let keep = Keep { kept: &[], rest: given(matches, "weights") };
-        let mut generator = Generator::new(&forward, &orders, keep, &cpu)?;
+        let mut generator = Generator::new(&forward, &orders, keep, 0, &cpu)?;
         let mut tensors = Tensors::new();
         let origins = || reads.iter().map(|read| (&read.input, &read.origin));
         generator

@@ -366,6 +366,10 @@ impl Compute for Context<'_> {
         args::decls(&self.file()).any(|(_, decl)| decl.name.text == name)
     }
 
+    fn data_block(&mut self, name: &str) -> Option<DataSpec> {
+        self.facts(name).map(|(spec, _)| spec)
+    }
+
     fn report(&mut self, diagnostic: Diagnostic) {
         self.elab.report(diagnostic);
     }

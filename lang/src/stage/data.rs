@@ -180,6 +180,12 @@ fn delimiter(compute: &mut dyn Compute, called: &Called<'_>) -> Option<char> {
 }
 
 fn read_tokenizer(compute: &mut dyn Compute, row: &'static FieldRow, expr: &Expr) -> Option<Tokenizer> {
+    if let ExprKind::Member { base, name } = &expr.kind
+        && let ExprKind::Name(block) = &base.kind
+        && name.text == "tokenizer"
+    {
+        return tokenizer_of(compute, block, base.span);
+    }
     let Takes::Call(rows) = row.takes else { return None };
     let called = read::call(compute, row, rows, expr)?;
     Some(match called.row.name {
@@ -189,6 +195,26 @@ fn read_tokenizer(compute: &mut dyn Compute, row: &'static FieldRow, expr: &Expr
         "tokenizer" => Tokenizer::File { path: called.text(compute, "path")?, span: called.span },
         name => mdl_graph::bug!("the table of tokenizers has `{name}`, and nothing reads it"),
     })
+}
+
+/// `prose.tokenizer`
+fn tokenizer_of(compute: &mut dyn Compute, block: &str, span: Span) -> Option<Tokenizer> {
+    let Some(spec) = compute.data_block(block) else {
+        let message = format!("there is no `data` block `{block}` before this one");
+        let help = "its tokenizer is that of a block above: put the block that learns it first";
+        compute.report(Diagnostic::error(Code::E0311, message).label(span, "whose tokenizer?").help(help));
+        return None;
+    };
+    match &spec.tokenizer {
+        None => {
+            let message = format!("`{block}` has no tokenizer");
+            compute.report(Diagnostic::error(Code::E0311, message).label(span, "its source gives no text"));
+            None
+        }
+        // What is learned is so from the other block's texts; all else is the same anywhere.
+        Some(Tokenizer::Chars | Tokenizer::Bpe { .. }) => Some(Tokenizer::Of { block: Box::new(spec) }),
+        other => other.clone(),
+    }
 }
 
 fn read_template(compute: &mut dyn Compute, row: &'static FieldRow, expr: &Expr) -> Option<Template> {

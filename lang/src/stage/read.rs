@@ -4,6 +4,7 @@
 use mdl_graph::Axis;
 
 use crate::diag::{Code, Diagnostic, nearest};
+use crate::spec::DataSpec;
 use crate::syntax::ast::{ArgKind, Expr, ExprKind, Span, Unit};
 
 use super::schema::{FieldRow, FunctionRow, MANY, Need, Takes, one_of};
@@ -61,6 +62,8 @@ pub(crate) trait Compute {
     fn axis_names(&mut self) -> Vec<String>;
     /// Whether the recipe has an `arg` of this name.
     fn is_arg(&mut self, name: &str) -> bool;
+    /// What a `data` block of the recipe says of its texts; `None` when there is none of this name, or something is wrong with it.
+    fn data_block(&mut self, name: &str) -> Option<DataSpec>;
     fn report(&mut self, diagnostic: Diagnostic);
 }
 

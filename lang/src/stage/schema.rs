@@ -221,7 +221,7 @@ const DATA: &[FieldRow] = &[
         "tokenizer",
         Takes::Call(TOKENIZERS),
         Need::Default("none"),
-        "How text becomes token ids; whatever reads text needs one.",
+        "How text becomes token ids; whatever reads text needs one. `prose.tokenizer` is that of the block `prose` above, for who reads what another learns from.",
     ),
     row(
         "split",

@@ -72,6 +72,7 @@ impl World for FakeWorld {
             (Some(Tokenizer::Bytes), _) => 256,
             (Some(Tokenizer::Bpe { vocab }), _) | (None, Source::RandomTokens { vocab, .. }) => *vocab,
             (Some(Tokenizer::File { .. }), _) => 1_000,
+            (Some(Tokenizer::Of { block }), _) => self.data_facts(block)?.vocab,
             (None, _) => 0,
         };
         let has_label = |label: &Option<String>| if label.is_some() { 5 } else { 0 };

@@ -21,7 +21,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 pub(crate) use corpus::Corpus;
-pub use spell::template_of;
+pub use spell::{template_of, template_of_tokenizer};
 
 /// Data that is ready: ids in memory, batches by step.
 #[derive(Clone, Debug)]

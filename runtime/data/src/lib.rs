@@ -23,7 +23,7 @@ pub mod tokenizer;
 
 pub use batch::{Batcher, FieldSlice, Filled, Order};
 pub use chat::{Chat, Template};
-pub use dataset::{Dataset, prepare, template_of};
+pub use dataset::{Dataset, prepare, template_of, template_of_tokenizer};
 pub use facts::{Facts, FileFacts, PartFacts, describe};
 pub use problem::{Checked, Problem};
 pub use tokenizer::Tokenizer;

@@ -9,7 +9,7 @@ mod older;
 mod pieces;
 mod sentencepiece;
 
-use crate::problem::{Problem, TOKENIZER};
+use crate::problem::{Checked, Problem, TOKENIZER};
 use crate::source::SourceFile;
 use chars::Chars;
 use pieces::Pieces;
@@ -149,6 +149,24 @@ impl Tokenizer {
         }
     }
 
+    /// The ids of a text with what the tokenizer puts in front of one, such as `<s>`: how texts began that a published model has learned from.
+    pub fn encode_begun(&self, text: &str) -> Result<Vec<u32>, Problem> {
+        match &self.kind {
+            Kind::Chars(_) | Kind::Bytes => self.encode(text),
+            Kind::Pieces(pieces) => pieces.encode_begun(text),
+        }
+    }
+
+    /// Whether each id stands for the same as in another tokenizer.
+    pub fn has_ids_of(&self, other: &Tokenizer) -> bool {
+        match (&self.kind, &other.kind) {
+            (Kind::Pieces(own), Kind::Pieces(others)) => own.has_ids_of(others),
+            (Kind::Chars(own), Kind::Chars(others)) => own.to_json() == others.to_json(),
+            (Kind::Bytes, Kind::Bytes) => true,
+            _ => false,
+        }
+    }
+
     /// The text of ids. Ids beyond the vocabulary give nothing; bytes that are no text give `�`.
     pub fn decode(&self, ids: &[u32]) -> String {
         match &self.kind {
@@ -184,6 +202,16 @@ impl Tokenizer {
     pub fn stream(&self) -> TextStream<'_> {
         TextStream { tokenizer: self, ids: Vec::new(), start: 0, n_sent: 0 }
     }
+}
+
+/// Reads the tokenizer of a folder with a published model.
+pub fn of_folder(folder: &Path) -> Checked<Tokenizer> {
+    let mut files = Vec::new();
+    for path in files_at("", folder)? {
+        let stored = fs::read(&path).map_err(|error| Problem::reading(&path, &error))?;
+        files.push(SourceFile { path, stored, sha256: String::new() });
+    }
+    Ok(Tokenizer::from_files(&files)?)
 }
 
 /// How many ids a tokenizer has, from its files alone and without building it: for `mdlc check`.

@@ -17,6 +17,8 @@ pub(crate) struct Corpus {
     own: Vec<Option<Gathered>>,
     tokenizer_files: Vec<SourceFile>,
     template_file: Option<SourceFile>,
+    /// Those of the block whose tokenizer this one has.
+    lender: Option<Box<Corpus>>,
     hash: String,
 }
 
@@ -58,10 +60,17 @@ impl Corpus {
             problems.extend(more);
             None
         });
+        let lender = match &spec.tokenizer {
+            // What is wrong with it, its own block says.
+            Some(TokenizerSpec::Of { block }) => Some(Box::new(Corpus::gather(block, base)?)),
+            _ => None,
+        };
         match shared {
             Some(shared) if problems.is_empty() => {
-                let hash = hash(spec, &shared, &own, tokenizer_files.iter().chain(&template_file));
-                Ok(Corpus { shared, own, tokenizer_files, template_file, hash })
+                let beside = tokenizer_files.iter().chain(&template_file).map(|file| file.sha256.as_str());
+                let beside = beside.chain(lender.iter().map(|lender| lender.hash()));
+                let hash = hash(spec, &shared, &own, beside);
+                Ok(Corpus { shared, own, tokenizer_files, template_file, lender, hash })
             }
             _ => Err(problems),
         }
@@ -124,7 +133,11 @@ impl Corpus {
             let template = spell::template(spec, &self.tokenizer_files, self.template_file.as_ref())?;
             spell::all(&template, &mut parts, &files)?;
         }
-        Parsed::new(spec, parts, files, self.tokenizer_files, self.hash)
+        let lender = match (self.lender, &spec.tokenizer) {
+            (Some(lender), Some(TokenizerSpec::Of { block })) => Some(Box::new(lender.parse(block)?)),
+            _ => None,
+        };
+        Parsed::new(spec, parts, files, (self.tokenizer_files, lender), self.hash)
     }
 }
 
@@ -145,7 +158,7 @@ fn hash<'a>(
     spec: &DataSpec,
     shared: &Gathered,
     own: &[Option<Gathered>],
-    beside: impl Iterator<Item = &'a SourceFile>,
+    beside: impl Iterator<Item = &'a str>,
 ) -> String {
     let mut value = serde_json::to_value(spec).unwrap_or_else(|error| panic!("a data block is plain data: {error}"));
     forget_places(&mut value);
@@ -161,7 +174,7 @@ fn hash<'a>(
         gathered.files().for_each(|file| add(&file.sha256));
     }
     add("tokenizer");
-    beside.for_each(|file| add(&file.sha256));
+    beside.for_each(add);
     source::hex(&hasher.finalize())
 }
 

@@ -21,6 +21,8 @@ pub(crate) struct Parsed {
     labels: Vec<String>,
     files: Vec<FileFacts>,
     tokenizer_files: Vec<SourceFile>,
+    /// The block whose tokenizer this one has.
+    lender: Option<Box<Parsed>>,
     notes: Vec<String>,
     hash: String,
 }
@@ -30,7 +32,7 @@ impl Parsed {
         spec: &DataSpec,
         mut parts: Vec<(String, Examples)>,
         files: Vec<FileFacts>,
-        tokenizer_files: Vec<SourceFile>,
+        (tokenizer_files, lender): (Vec<SourceFile>, Option<Box<Parsed>>),
         hash: String,
     ) -> Checked<Parsed> {
         let mut notes = Vec::new();
@@ -59,7 +61,7 @@ impl Parsed {
         if !problems.is_empty() {
             return Err(problems);
         }
-        Ok(Parsed { parts, labels, files, tokenizer_files, notes, hash })
+        Ok(Parsed { parts, labels, files, tokenizer_files, lender, notes, hash })
     }
 
     /// What is known without encoding. Characters and bytes can be counted; pieces cannot.
@@ -76,6 +78,10 @@ impl Parsed {
                 tokenizer::check_bpe_size(*vocab)?;
                 Ok(self.facts_with(spec, *vocab))
             }
+            Some(TokenizerSpec::Of { block }) => match block.tokenizer {
+                Some(TokenizerSpec::Bpe { vocab }) => Ok(self.facts_with(spec, vocab)),
+                _ => Ok(self.encode(spec)?.facts),
+            },
             Some(TokenizerSpec::File { span, .. }) => {
                 let vocab = tokenizer::vocab_of_files(&self.tokenizer_files).map_err(|p| p.span(*span))?;
                 Ok(self.facts_with(spec, u64::from(vocab)))
@@ -214,6 +220,10 @@ impl Parsed {
                 };
                 Some(Tokenizer::learn_bpe(&train, size, &special)?)
             }
+            Some(TokenizerSpec::Of { block }) => match &self.lender {
+                Some(lender) => lender.tokenizer(block)?,
+                None => None,
+            },
             Some(TokenizerSpec::File { span, .. }) => {
                 Some(Tokenizer::from_files(&self.tokenizer_files).map_err(|problem| problem.span(*span))?)
             }

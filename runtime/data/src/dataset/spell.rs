@@ -29,6 +29,19 @@ pub fn template_of(spec: &DataSpec, extra: &Extra, base: &Path) -> Checked<Templ
     Ok(of_extra(spec, extra, file_of(spec, base)?.as_ref())?)
 }
 
+/// The template of a tokenizer's files, for whoever talks with a published model.
+pub fn template_of_tokenizer(extra: &Extra) -> Result<Template, Problem> {
+    let Some(text) = &extra.template else {
+        return Err(Problem::new(TEMPLATE, "the folder has no chat template: its model was not taught to chat")
+            .help("a template is in tokenizer_config.json, or in chat_template.jinja beside it"));
+    };
+    made(Template::new(text, extra))
+}
+
+fn made(template: Result<Template, TemplateError>) -> Result<Template, Problem> {
+    template.map_err(|error| Problem::new(TEMPLATE, format!("the chat template cannot be used: {}", said(&error))))
+}
+
 /// The file of a template, where the block names one.
 pub(super) fn file_of(spec: &DataSpec, base: &Path) -> Checked<Option<SourceFile>> {
     match &spec.template {

@@ -258,3 +258,35 @@ fn real_files() {
     };
     assert_eq!(describe(&loaded, data, None).expect("facts").data.vocab, 50257);
 }
+
+/// A block with the tokenizer of another one has its ids, whatever its own texts are, and is made anew when the other one's change.
+#[test]
+fn a_tokenizer_is_lent() {
+    let scratch = Scratch::new();
+    scratch.write("note.txt", "breaks the sun ".repeat(20));
+    let mut lender = play(&scratch);
+    for kind in [TokenizerSpec::Chars, TokenizerSpec::Bpe { vocab: 300 }] {
+        scratch.write("play.txt", PLAY.repeat(20));
+        lender.tokenizer = Some(kind);
+        let block = Box::new(lender.clone());
+        let borrower = DataSpec { tokenizer: Some(TokenizerSpec::Of { block }), ..spec(text("note.txt")) };
+        let json = |spec: &DataSpec| {
+            let dataset = prepare(spec, &scratch.0, Some(&scratch.0.join("cache"))).expect("prepared");
+            let tokenizer = dataset.tokenizer.expect("a tokenizer").to_json();
+            (tokenizer, dataset.facts.data.vocab, dataset.facts.data.hash)
+        };
+        let (lent, vocab, hash) = json(&borrower);
+        let (own, own_vocab, _) = json(&lender);
+        assert_eq!((&lent, vocab), (&own, own_vocab));
+        assert_eq!(describe(&borrower, &scratch.0, None).expect("described").data.vocab, vocab);
+        scratch.write("play.txt", PLAY.replace("soft", "loud!").repeat(20));
+        let (after, _, changed) = json(&borrower);
+        assert!(hash != changed && after == json(&lender).0 && after != lent);
+    }
+    // What the other block has never seen has no id.
+    lender.tokenizer = Some(TokenizerSpec::Chars);
+    scratch.write("note.txt", "naïve ".repeat(20));
+    let borrower =
+        DataSpec { tokenizer: Some(TokenizerSpec::Of { block: Box::new(lender) }), ..spec(text("note.txt")) };
+    assert_eq!(prepare(&borrower, &scratch.0, None).expect_err("ï")[0].code, UNKNOWN_CHAR);
+}

@@ -109,6 +109,11 @@ pub(super) fn read(files: &[SourceFile]) -> Result<(Value, Extra), Problem> {
     }
     add(&mut value, added);
     let special = |name: &str| config.get(name).and_then(content_of).or_else(|| map.get(name).and_then(content_of));
+    if config.get("add_bos_token") == Some(&json!(true))
+        && let Some(bos) = special("bos_token")
+    {
+        begin_with(&mut value, &bos);
+    }
     let stops = match value_of("generation_config.json")?.as_ref().and_then(|found| found.get("eos_token_id")) {
         Some(Value::Array(ids)) => ids.iter().filter_map(id_of).collect(),
         Some(id) => id_of(id).into_iter().collect(),
@@ -174,6 +179,22 @@ fn add(value: &mut Value, mut more: Vec<Value>) {
     more.retain(|token| !known.iter().any(|known| id(known) == id(token)));
     known.append(&mut more);
     known.sort_by_key(id);
+}
+
+/// Has texts begin with a token, where the tokenizer does not say itself how they begin: one of the older files.
+fn begin_with(value: &mut Value, bos: &str) {
+    let tokens = value.get("added_tokens").and_then(Value::as_array).into_iter().flatten();
+    let mut ids = tokens.filter(|token| content_of(token).as_deref() == Some(bos)).filter_map(|token| token.get("id"));
+    if let (Some(id), None | Some(Value::Null)) = (ids.next().cloned(), value.get("post_processor")) {
+        let (begin, text) = (
+            json!({ "SpecialToken": { "id": bos, "type_id": 0 } }),
+            |id, of| json!({ "Sequence": { "id": id, "type_id": of } }),
+        );
+        value["post_processor"] = json!({
+            "type": "TemplateProcessing", "single": [begin, text("A", 0)], "pair": [begin, text("A", 0), text("B", 1)],
+            "special_tokens": { bos: { "id": bos, "ids": [id], "tokens": [bos] } }
+        });
+    }
 }
 
 /// `"<s>"`, or `{"content": "<s>", …}`.

@@ -91,6 +91,20 @@ impl Pieces {
         Ok(parts.iter().flat_map(|part| part.get_ids()).copied().collect())
     }
 
+    /// With the special tokens in front that the tokenizer's file says, and none behind.
+    pub(super) fn encode_begun(&self, text: &str) -> Result<Vec<u32>, Problem> {
+        let own = self.encode_whole(text)?;
+        let encode = || self.inner.encode_fast(text, true).map_err(|error| error.to_string());
+        let mut ids = caught(encode).map_err(failed)?.get_ids().to_vec();
+        let n_before = (0..=ids.len().saturating_sub(own.len())).find(|at| ids[*at..].starts_with(&own));
+        ids.truncate(n_before.unwrap_or(0) + own.len());
+        Ok(ids)
+    }
+
+    pub(super) fn has_ids_of(&self, other: &Pieces) -> bool {
+        self.json == other.json || self.inner.get_vocab(true) == other.inner.get_vocab(true)
+    }
+
     pub(super) fn encode_whole(&self, text: &str) -> Result<Vec<u32>, Problem> {
         let encode = || self.inner.encode_fast(text, false).map_err(|error| error.to_string());
         Ok(caught(encode).map_err(failed)?.get_ids().to_vec())
