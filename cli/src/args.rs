@@ -10,8 +10,8 @@ use mdl_lang::spec;
 use mdl_runtime::device::Device;
 
 /// Commands that read a recipe, and so have its `arg`s as flags.
-pub(crate) const ON_RECIPES: [&str; 9] =
-    ["run", "check", "build", "profile", "verify", "generate", "chat", "apply", "export"];
+pub(crate) const ON_RECIPES: [&str; 10] =
+    ["run", "check", "build", "profile", "verify", "generate", "chat", "apply", "export", "merge"];
 
 /// What every command on a recipe takes.
 #[derive(Clone, Debug)]
@@ -193,11 +193,16 @@ pub(crate) fn command(recipe_args: &[spec::Arg]) -> Command {
     )
     .arg(flag("system", "TEXT", "What the system says before all else"))
     .arg(flag("stop", "TEXT", "Ends an answer before this text; may be given several times").action(ArgAction::Append));
+    let adapter = || {
+        flag("adapter", "DIR", "A folder in which PEFT has saved an adapter, around the model")
+            .value_parser(value_parser!(PathBuf))
+    };
     let apply = on_recipe(
         Command::new("apply").about("Runs a model on NumPy arrays: a recipe's, or that of a folder with config.json"),
         recipe_args,
     )
     .arg(flag("stage", "NAME", "The trained stage or model [default: the last]"))
+    .arg(adapter())
     .arg(
         flag("inputs", "FILE", "An .npz of arrays under the names of the model's arguments")
             .value_parser(value_parser!(PathBuf))
@@ -211,10 +216,23 @@ pub(crate) fn command(recipe_args: &[spec::Arg]) -> Command {
     .arg(switch("loss", "Prints the loss and the norm of its gradient for each weight, as JSON"));
     let export = on_recipe(
         Command::new("export")
-            .about("Writes the folder that a trained stage was loaded from, with what it has learned"),
+            .about("Writes the folder that a trained stage was loaded from, with what it has learned; of adapters as PEFT keeps them"),
         recipe_args,
     )
     .arg(flag("stage", "NAME", "The trained stage [default: the last one that trains]"))
+    .arg(
+        flag("to", "DIR", "The folder to make; nothing of that name may be there")
+            .value_parser(value_parser!(PathBuf))
+            .required(true),
+    );
+    let merge = on_recipe(
+        Command::new("merge").about(
+            "Folds the adapters of a trained stage, or of a folder with an adapter, into the folder of their model; says how far logits move",
+        ),
+        recipe_args,
+    )
+    .arg(flag("stage", "NAME", "The trained stage [default: the last one that trains]"))
+    .arg(adapter())
     .arg(
         flag("to", "DIR", "The folder to make; nothing of that name may be there")
             .value_parser(value_parser!(PathBuf))
@@ -230,6 +248,7 @@ pub(crate) fn command(recipe_args: &[spec::Arg]) -> Command {
             .value_parser(value_parser!(PathBuf))
             .required(true),
     )
+    .arg(adapter())
     .arg(flag("optimizer", "EXPR", "Such as 'adamw(lr: 1e-3, decay: 0.0)'").required(true))
     .arg(flag("steps", "N", "How many steps").value_parser(value_parser!(u64).range(1..)).required(true));
     let import = on_recipe(
@@ -251,12 +270,13 @@ pub(crate) fn command(recipe_args: &[spec::Arg]) -> Command {
         .arg(color())
         .subcommand_required(true)
         .arg_required_else_help(true)
-        .subcommands([run, check, build, profile, verify, generate, chat, apply, export, tune, import, fmt, explain])
+        .subcommands([run, check, build, profile, verify, generate, chat, apply, export, merge, tune, import, fmt, explain])
 }
 
 /// The recipe that a command line names: the first word after the command that is no flag and no flag's value.
 pub(crate) fn find_recipe(words: &[OsString]) -> Option<PathBuf> {
-    const VALUED: [&str; 27] = [
+    const VALUED: [&str; 28] = [
+        "--adapter",
         "--inputs",
         "--outputs",
         "--ids",

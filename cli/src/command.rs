@@ -10,6 +10,7 @@ mod fmt;
 mod generate;
 mod ids;
 mod import;
+mod merge;
 mod profile;
 mod run;
 mod tune;
@@ -67,6 +68,7 @@ pub(crate) fn main(words: Vec<OsString>) -> u8 {
         Some(("tune", matches)) => code(tune::tune(&Common::of(matches, &recipe_args), matches, color)),
         Some(("import", matches)) => code(import::import(&Common::of(matches, &recipe_args), matches, color)),
         Some(("export", matches)) => code(export::export(&Common::of(matches, &recipe_args), matches, color)),
+        Some(("merge", matches)) => code(merge::merge(&Common::of(matches, &recipe_args), matches, color)),
         Some(("verify", matches)) => code(verify::verify(&Common::of(matches, &recipe_args), matches, color)),
         Some(("fmt", matches)) => fmt::fmt(matches, color),
         Some(("explain", matches)) => explain::explain(matches),

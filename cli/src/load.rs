@@ -3,9 +3,10 @@
 use std::path::Path;
 
 use mdl_graph::Graph;
+use mdl_lang::check::Saved;
 use mdl_lang::diag::{Diagnostic, Sources};
 use mdl_lang::spec::{self, Program, Read, TrainSpec};
-use mdl_lang::stage::{self, Applied, Array, Asked, Tuned};
+use mdl_lang::stage::{self, Applied, Array, Asked, Merged, Tuned};
 use mdl_lang::syntax::ast::FileId;
 
 use crate::args::Common;
@@ -54,14 +55,24 @@ pub(crate) fn apply(common: &Common, arrays: &[Array], asked: Asked<'_>) -> Resu
     direct(common, &disk(common), |sources, world| stage::apply(sources, MAIN, &common.given, world, arrays, asked))
 }
 
+/// The adapters of a trained stage as PEFT keeps them; `None` where it has none.
+pub(crate) fn saved(common: &Common, stage: Option<&str>) -> Result<(Loaded, Option<Option<Saved>>), String> {
+    direct(common, &disk(common), |sources, world| stage::saved(sources, MAIN, &common.given, world, stage))
+}
+
+/// Builds what folds adapters: those of a stage, or of a folder.
+pub(crate) fn merge(common: &Common, asked: (Option<&str>, Option<&str>)) -> Result<(Loaded, Option<Merged>), String> {
+    direct(common, &disk(common), |sources, world| stage::merge(sources, MAIN, (&common.given, world), asked))
+}
+
 /// Builds the step that `mdlc tune` makes on arrays.
 pub(crate) fn tune(
     common: &Common,
     arrays: &[Array],
-    optimizer: &str,
-    steps: u64,
+    steps: (&str, u64),
+    adapter: Option<&str>,
 ) -> Result<(Loaded, Option<Tuned>), String> {
-    direct(common, &disk(common), |sources, world| stage::tune(sources, MAIN, world, arrays, optimizer, steps))
+    direct(common, &disk(common), |sources, world| stage::tune(sources, MAIN, world, arrays, steps, adapter))
 }
 
 /// Builds the step of a stage that leaves gradients, on a batch of so many rows.

@@ -21,6 +21,8 @@ use mdl_graph::DType;
 use crate::error::RunError;
 use format::{FileFacts, Manifest, Stored};
 
+pub(crate) use format::write_tensors;
+
 const MODEL: &str = "model.safetensors";
 const STATE: &str = "state.safetensors";
 const MANIFEST: &str = "manifest.json";

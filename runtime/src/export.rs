@@ -3,8 +3,10 @@
 //! Every file of weights is copied tensor by tensor, and only the elements that a weight has another value for are written anew: so what
 //! was not touched is the same bytes, whatever type the file keeps it in. All other files (tokenizer, configuration, model card) are
 //! copied as they are. The folder appears whole or not at all.
+//!
+//! Adapters are written as PEFT keeps them, a folder of their own beside the model's.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::unix::fs::FileExt;
@@ -12,11 +14,13 @@ use std::path::{Path, PathBuf};
 
 use mdl_data::atomic;
 use mdl_graph::{Axis, DType, Name};
-use mdl_lang::spec::{Origin, Piece, Program, StageKind, StateKind};
+use mdl_lang::check::Saved;
+use mdl_lang::spec::{Origin, Piece, Program, StageKind, StateKind, TrainSpec};
 
-use crate::checkpoint;
+use crate::checkpoint::{self, Checkpoint, TensorView};
 use crate::device::{Block, Tensor};
 use crate::error::RunError;
+use crate::stage::train::load_tensor;
 use crate::weights::{self, read_header};
 
 /// Weights in the formats of other tools, which would be those from before.
@@ -82,17 +86,8 @@ pub fn export(from: &Path, to: &Path, changed: &Changed<'_>) -> Result<(), RunEr
 /// Writes the folder that a trained stage began with, with the weights of its last checkpoint; averages where it has them.
 pub fn export_stage(program: &Program, stage: &str, base: &Path, out: &Path, to: &Path) -> Result<(), RunError> {
     let doing = || format!("exporting `{stage}`");
-    let Some(StageKind::Train(spec)) = program.stage(stage).map(|stage| &stage.kind) else {
-        return Err(RunError::Usage(format!("the recipe has no train stage `{stage}`")));
-    };
-    let checkpoints = out.join(stage).join("checkpoints");
-    let Some(found) = checkpoint::latest(&checkpoints)? else {
-        return Err(RunError::failed(doing(), format!("there is no checkpoint in {}", checkpoints.display())));
-    };
-    let kept = |name: &Name| {
-        let average = format!("average/{name}");
-        if spec.states.iter().any(|state| state.name.as_str() == average) { average } else { name.to_string() }
-    };
+    let (spec, found) = trained(program, stage, out)?;
+    let kept = |name: &Name| kept_as(spec, name);
     let weights = spec.weights.iter().map(|weight| {
         let axes: Vec<Axis> = weight.stacked.iter().chain(&weight.axes).cloned().collect();
         (&weight.path, weight.origin.as_ref(), DType::F32, axes, kept(&weight.path))
@@ -122,6 +117,104 @@ pub fn export_stage(program: &Program, stage: &str, base: &Path, out: &Path, to:
     }
     let Some(folder) = folder else { return Err(RunError::failed(doing(), "it has no weights")) };
     export(&folder, to, &all.iter().map(|(origin, tensor)| (*origin, tensor)).collect())
+}
+
+/// A train stage and its last checkpoint.
+fn trained<'p>(program: &'p Program, stage: &str, out: &Path) -> Result<(&'p TrainSpec, Checkpoint), RunError> {
+    let Some(StageKind::Train(spec)) = program.stage(stage).map(|stage| &stage.kind) else {
+        return Err(RunError::Usage(format!("the recipe has no train stage `{stage}`")));
+    };
+    let checkpoints = out.join(stage).join("checkpoints");
+    match checkpoint::latest(&checkpoints)? {
+        Some(found) => Ok((spec, found)),
+        None => {
+            let why = format!("there is no checkpoint in {}", checkpoints.display());
+            Err(RunError::failed(format!("exporting `{stage}`"), why))
+        }
+    }
+}
+
+/// What a checkpoint has of a weight: its average, where there is one.
+fn kept_as(spec: &TrainSpec, name: &Name) -> String {
+    let average = format!("average/{name}");
+    if spec.states.iter().any(|state| state.name.as_str() == average) { average } else { name.to_string() }
+}
+
+/// Writes the adapters of a trained stage as PEFT keeps them: `adapter_config.json` and `adapter_model.safetensors`.
+pub fn export_adapters(
+    program: &Program,
+    stage: &str,
+    saved: &Saved,
+    (base, out): (&Path, &Path),
+    to: &Path,
+) -> Result<(), RunError> {
+    let doing = || format!("exporting `{stage}`");
+    let (spec, found) = trained(program, stage, out)?;
+    let paths: BTreeSet<&Name> = saved.tensors.iter().flat_map(|tensor| &tensor.pieces).map(|(path, _)| path).collect();
+    let other = spec.weights.iter().find(|weight| !weight.frozen && !paths.contains(&weight.path));
+    if let Some(other) = other {
+        let why = format!("it has also trained `{}`, which is no adapter's and would be lost", other.path);
+        return Err(RunError::failed(doing(), why));
+    }
+    let mut values: BTreeMap<&Name, Tensor> = BTreeMap::new();
+    for path in paths {
+        let own = spec.weights.iter().find(|weight| weight.path == *path);
+        // What it has left as it was lies where it comes from.
+        let read = || spec.reads.iter().find(|read| read.input.as_str().rsplit(':').next() == Some(path.as_str()));
+        let (axes, origin) = match (own, read()) {
+            (Some(weight), _) => (weight.stacked.iter().chain(&weight.axes).cloned().collect::<Vec<_>>(), None),
+            (None, Some(read)) => (read.axes.clone(), Some(&read.origin)),
+            (None, None) => return Err(RunError::failed(doing(), format!("`{path}` is not kept by it"))),
+        };
+        let shape: Vec<u64> = axes.iter().map(|axis| axis.size).collect();
+        let data = Block::zeroed(shape.iter().product::<u64>() * DType::F32.size_bytes());
+        let mut tensor = Tensor { dtype: DType::F32, axes, data };
+        match origin {
+            None => found.read(&kept_as(spec, path), DType::F32, &shape, tensor.data.bytes_mut())?,
+            Some(origin) => load_tensor(base, out, origin, &mut tensor)?,
+        }
+        values.insert(path, tensor);
+    }
+    write_adapters(saved, &|path| values.get(path), to)
+}
+
+/// Writes adapters as PEFT keeps them, with the values of their weights by path.
+pub fn write_adapters<'t>(
+    saved: &Saved,
+    values: &dyn Fn(&Name) -> Option<&'t Tensor>,
+    to: &Path,
+) -> Result<(), RunError> {
+    let doing = || format!("exporting to {}", to.display());
+    if to.exists() {
+        return Err(RunError::failed(doing(), "there is something of that name already: name another folder"));
+    }
+    let mut all: Vec<Vec<u8>> = Vec::new();
+    for tensor in &saved.tensors {
+        let mut bytes = vec![0; (tensor.shape.iter().product::<u64>() * DType::F32.size_bytes()) as usize];
+        for (path, piece) in &tensor.pieces {
+            let Some(value) = values(path) else { mdl_graph::bug!("`{path}` was not read") };
+            weights::take(piece, value, &mut bytes)
+                .map_err(|why| RunError::failed(doing(), format!("`{}` {why}", tensor.name)))?;
+        }
+        all.push(bytes);
+    }
+    let views: Vec<TensorView<'_>> = saved
+        .tensors
+        .iter()
+        .zip(&all)
+        .map(|(tensor, bytes)| TensorView {
+            name: tensor.name.clone(),
+            dtype: DType::F32,
+            shape: tensor.shape.clone(),
+            bytes,
+        })
+        .collect();
+    let config = serde_json::to_string_pretty(&saved.config).unwrap_or_default();
+    atomic::write_folder(to, |folder| {
+        folder.file("adapter_config.json", |to| to.write_all(config.as_bytes()))?;
+        folder.file("adapter_model.safetensors", |to| checkpoint::write_tensors(to, &views).map(drop))
+    })
+    .map_err(|error: io::Error| RunError::failed(doing(), error.to_string()))
 }
 
 /// Where a weight lay in files before the first stage that trained it.

@@ -11,6 +11,7 @@ pub mod event;
 pub mod export;
 pub mod generate;
 pub mod kept;
+pub mod merge;
 pub mod metrics;
 pub mod npz;
 mod positions;

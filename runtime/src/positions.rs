@@ -41,6 +41,10 @@ fn source(graph: &Graph, id: NodeId) -> Option<(Name, bool)> {
 }
 
 impl Positions {
+    pub(crate) fn end(self) -> u64 {
+        self.end
+    }
+
     /// Whether a number of this input is one; if not, why not.
     pub(crate) fn check(self, name: &str, value: i64) -> Result<(), Problem> {
         let is_below = value < 0 && self.below;

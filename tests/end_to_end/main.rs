@@ -8,6 +8,7 @@ mod full_disk;
 mod interrupted;
 mod memory;
 mod misuse;
+mod peft;
 mod published;
 mod stages;
 mod texts;

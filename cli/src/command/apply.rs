@@ -15,8 +15,12 @@ use crate::progress::print_line;
 
 pub(super) fn apply(common: &Common, matches: &ArgMatches, color: bool) -> Result<(), u8> {
     let arrays = arrays(matches, "inputs")?;
-    let asked =
-        Asked { stage: matches.get_one::<String>("stage").map(String::as_str), gradients: matches.get_flag("loss") };
+    let adapter = adapter(matches);
+    let asked = Asked {
+        stage: matches.get_one::<String>("stage").map(String::as_str),
+        gradients: matches.get_flag("loss"),
+        adapter: adapter.as_deref(),
+    };
     let (loaded, applied) = made(load::apply(common, &described(&arrays), asked), common, color)?;
     let run = || -> Result<(), RunError> {
         let cpu = Cpu::new(common.threads)?.on(common.device(&loaded.program))?;
@@ -34,6 +38,13 @@ pub(super) fn apply(common: &Common, matches: &ArgMatches, color: bool) -> Resul
         Ok(())
     };
     run().map_err(|error| failed(&error, &loaded, common, color))
+}
+
+/// The folder of an adapter, wherever the recipe is.
+pub(super) fn adapter(matches: &ArgMatches) -> Option<String> {
+    let folder = matches.get_one::<PathBuf>("adapter")?;
+    let folder = std::path::absolute(folder).unwrap_or_else(|_| folder.clone());
+    Some(folder.to_string_lossy().into_owned())
 }
 
 /// What the checker is told of arrays.

@@ -1,11 +1,12 @@
-//! `mdlc export RECIPE --to DIR`: the folder that a stage's model was loaded from, with the weights that the stage has trained.
+//! `mdlc export RECIPE --to DIR`: the folder that a stage's model was loaded from, with the weights that the stage has trained; of a stage
+//! with adapters these alone, as PEFT keeps them.
 
 use clap::ArgMatches;
-use mdl_runtime::export::export_stage;
+use mdl_runtime::export::{export_adapters, export_stage};
 
-use super::{fail, failed, loaded, path, train_stages};
+use super::{fail, failed, loaded, made, path, train_stages};
 use crate::args::Common;
-use crate::exit;
+use crate::{exit, load};
 
 pub(super) fn export(common: &Common, matches: &ArgMatches, color: bool) -> Result<(), u8> {
     let loaded = loaded(common, color)?;
@@ -16,6 +17,11 @@ pub(super) fn export(common: &Common, matches: &ArgMatches, color: bool) -> Resu
         fail("the recipe has no such train stage");
         return Err(exit::USAGE);
     };
-    export_stage(&loaded.program, &stage.name, &common.base(), &common.out(), &path(matches, "to"))
-        .map_err(|error| failed(&error, &loaded, common, color))
+    let (_, saved) = made(load::saved(common, Some(&stage.name)), common, color)?;
+    let (base, out, to) = (common.base(), common.out(), path(matches, "to"));
+    let written = match &saved {
+        Some(saved) => export_adapters(&loaded.program, &stage.name, saved, (&base, &out), &to),
+        None => export_stage(&loaded.program, &stage.name, &base, &out, &to),
+    };
+    written.map_err(|error| failed(&error, &loaded, common, color))
 }

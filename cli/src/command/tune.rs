@@ -1,5 +1,5 @@
 //! `mdlc tune DIR --inputs in.npz --optimizer 'adamw(lr: 1e-3)' --steps N`: training steps on one batch of arrays, and the folder
-//! with what the weights are then.
+//! with what the weights are then; with `--adapter DIR` steps of that adapter, and its folder.
 
 use std::path::PathBuf;
 use std::sync::atomic::AtomicBool;
@@ -9,12 +9,12 @@ use mdl_lang::spec::Program;
 use mdl_runtime::device::Cpu;
 use mdl_runtime::error::RunError;
 use mdl_runtime::event::Event;
-use mdl_runtime::export::export;
+use mdl_runtime::export::{export, write_adapters};
 use mdl_runtime::run::Run;
 use mdl_runtime::tune;
 use serde_json::json;
 
-use super::apply::described;
+use super::apply::{adapter, described};
 use super::{arrays, fail, failed, given, made};
 use crate::args::Common;
 use crate::exit;
@@ -28,7 +28,9 @@ pub(super) fn tune(common: &Common, matches: &ArgMatches, color: bool) -> Result
     }
     let arrays = arrays(matches, "inputs")?;
     let optimizer: String = given(matches, "optimizer");
-    let tuned = load::tune(common, &described(&arrays), &optimizer, given(matches, "steps"));
+    let adapter = adapter(matches);
+    let steps = (optimizer.as_str(), given(matches, "steps"));
+    let tuned = load::tune(common, &described(&arrays), steps, adapter.as_deref());
     let (loaded, tuned) = made(tuned, common, color)?;
     let steps = || -> Result<(), RunError> {
         let cpu = Cpu::new(common.threads)?.on(common.device(&loaded.program))?;
@@ -37,7 +39,10 @@ pub(super) fn tune(common: &Common, matches: &ArgMatches, color: bool) -> Result
         let run = Run::new(&program, common.base(), common.out(), cpu, &stop, &mut nobody);
         let mut losses = Vec::new();
         let tensors = tune::tune(&tuned, &arrays, &run, |loss| losses.push(loss))?;
-        export(&common.recipe, &to(common), &tune::in_files(&tuned.spec, &tensors))?;
+        match &tuned.adapters {
+            Some(adapters) => write_adapters(adapters, &|path| tensors.get(path.as_str()), &to(common))?,
+            None => export(&common.recipe, &to(common), &tune::in_files(&tuned.spec, &tensors))?,
+        }
         print_line(&json!({ "losses": losses }).to_string());
         Ok(())
     };

@@ -31,14 +31,34 @@ pub struct Builder {
 /// One of the adapters of a stage.
 pub struct Adapter {
     maker: Rc<LayerMaker>,
-    /// With its text.
-    pattern: Option<(Pattern, String)>,
+    places: Places,
     /// The name of the parameter that takes the layer, and the layer that its type names, if it names one.
     param: String,
     wanted: Option<String>,
     span: Span,
+    /// The folder that its weights come from.
+    saved: Option<Rc<str>>,
     /// How many layers it took in all builds, and whether it met one that it does not take.
     taken: Cell<usize>,
+}
+
+/// Which layers an adapter takes.
+pub enum Places {
+    /// The model itself.
+    Whole,
+    /// What a pattern takes; with its text.
+    At(Pattern, String),
+    /// All copies of the layer at this path, which has no indices.
+    Path(String),
+}
+
+impl Places {
+    fn text(&self) -> Option<&str> {
+        match self {
+            Places::Whole => None,
+            Places::At(_, text) | Places::Path(text) => Some(text),
+        }
+    }
 }
 
 /// A model that is being built with adapters.
@@ -51,8 +71,11 @@ pub(super) struct Adapting {
 /// The weights that an adapter has brought, and how many models were being built around the one that it is of.
 #[derive(Clone)]
 pub(super) struct Brought {
-    ids: Range<u32>,
+    pub(super) ids: Range<u32>,
     depth: usize,
+    pub(super) layer: Layer,
+    /// The folder that they come from, and who says so.
+    pub(super) saved: Option<(Rc<str>, Span)>,
 }
 
 /// Which copies of a layer a pattern takes.
@@ -65,7 +88,7 @@ enum Takes {
 
 impl Elaborator<'_> {
     /// An adapter as a recipe writes it, `Lora(_, rank: 16)`.
-    pub fn adapter(&mut self, value: &Value, pattern: Option<(Pattern, String)>, span: Span) -> Eval<Adapter> {
+    pub fn adapter(&mut self, value: &Value, places: Places, saved: Option<Rc<str>>, span: Span) -> Eval<Adapter> {
         let (maker, code, open) = match value {
             Value::Maker(maker) => match &maker.what {
                 MakerKind::Partial(code, open) => (maker, code, Some(open)),
@@ -97,7 +120,7 @@ impl Elaborator<'_> {
             _ => None,
         };
         let param = pattern_name(&param.pattern);
-        Ok(Adapter { maker: maker.clone(), pattern, param, wanted, span, taken: Cell::new(0) })
+        Ok(Adapter { maker: maker.clone(), places, param, wanted, span, saved, taken: Cell::new(0) })
     }
 
     /// Reports adapters that took no layer of the model that was built.
@@ -105,7 +128,7 @@ impl Elaborator<'_> {
         let mut result = Ok(());
         for adapter in adapters.iter().filter(|adapter| adapter.taken.get() == 0) {
             let what = adapter.wanted.as_deref().map_or("layer".to_string(), |wanted| format!("layer `{wanted}`"));
-            let text = adapter.pattern.as_ref().map(|(_, text)| text.as_str());
+            let text = adapter.places.text();
             let message = match text {
                 Some(text) => format!("the pattern `{text}` leaves this adapter no {what}"),
                 None => format!("this adapter takes a model that is a {what}, and the model is another"),
@@ -201,17 +224,19 @@ impl Elaborator<'_> {
         let Some(steps) = steps.get(base..) else { return Ok(None) };
         for (place, adapter) in adapters.iter().enumerate() {
             let fits = adapter.wanted.as_ref().is_none_or(|wanted| is_a(layer, wanted));
-            let takes = match &adapter.pattern {
+            let takes = match &adapter.places {
                 _ if !fits => Takes::No,
-                None if steps.is_empty() => Takes::All,
-                None => Takes::No,
-                Some((pattern, _)) => takes(pattern, steps, adapter.wanted.is_some()),
+                Places::Whole if steps.is_empty() => Takes::All,
+                Places::Whole => Takes::No,
+                Places::At(pattern, _) => takes(pattern, steps, adapter.wanted.is_some()),
+                Places::Path(path) if steps.iter().map(|step| step.name.as_str()).eq(path.split('.')) => Takes::All,
+                Places::Path(_) => Takes::No,
             };
             match takes {
                 Takes::No => {}
                 Takes::All => return Ok(Some(place)),
                 Takes::Some => {
-                    let text = adapter.pattern.as_ref().map_or("", |(_, text)| text);
+                    let text = adapter.places.text().unwrap_or_default();
                     let message = format!("`{text}` takes some copies of `{}` and not the others", self.path.join("."));
                     let help = "copies are one program, compiled once: adapt all of them, `blocks.*`";
                     return Err(self.error_help(Code::E0312, message, adapter.span, "adapts some copies", help));
@@ -234,7 +259,7 @@ impl Elaborator<'_> {
         let built = self.at_path(&step, |elab| elab.build(&env, &adapter.maker, args, adapter.span));
         self.adapting = adapting;
         let Value::Layer(mut built) = built? else { return Err(Stop) };
-        self.brought.push(Brought { ids: first..self.stored.len() as u32, depth });
+        let ids = first..self.stored.len() as u32;
         let mut header = layer.data.header.clone();
         for local in header.iter_mut().flat_map(|entry| &mut entry.locals) {
             *local = format!("{}.{local}", adapter.param).as_str().into();
@@ -246,6 +271,8 @@ impl Elaborator<'_> {
             }
             None => mdl_graph::bug!("a layer that was built just now is used already"),
         }
+        let saved = adapter.saved.clone().map(|dir| (dir, adapter.span));
+        self.brought.push(Brought { ids, depth, layer: built.clone(), saved });
         Ok(built)
     }
 

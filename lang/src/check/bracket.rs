@@ -414,7 +414,7 @@ impl Elaborator<'_> {
                 continue;
             }
             // `size[model.vocab]`: the axis of a layer, whose size the layer knows.
-            if axis.path.len() > 1 {
+            if axis.path.len() > 1 && !axis.is_pack {
                 let mut value = self.lookup(env, &axis.path[0].text, axis.path[0].span, true)?;
                 for step in &axis.path[1..] {
                     value = self.member(env, &value, &step.text, step.span)?;

@@ -121,6 +121,37 @@ pub(super) fn get(elab: &mut Elaborator<'_>, call: &mut Call<'_>) -> Eval<Value>
     Ok(if matches!(value, Value::None) { default } else { value })
 }
 
+/// `ending(record, "layers.0.q_proj", default)`: the value of the key that the name is, or that it ends in after a dot.
+pub(super) fn ending(elab: &mut Elaborator<'_>, call: &mut Call<'_>) -> Eval<Value> {
+    elab.no_axes(call)?;
+    let [record, name, default] = elab.take_args(call, ["record", "name", "default"], 3)?;
+    let (Some((record, span)), Some((name, name_span)), Some((default, _))) = (record, name, default) else {
+        return Err(Stop);
+    };
+    let (Value::Record(fields), Some(name)) = (&record, name.as_str()) else {
+        let message = format!("`ending` takes a record and a Str, not {} and {}", record.kind(), name.kind());
+        return Err(elab.error(Code::E0209, message, span, "expected a record"));
+    };
+    if let Some(object) = elab.jsons.object(fields) {
+        object.read.borrow_mut().extend(fields.iter().map(|(key, _)| key.to_string()));
+    }
+    let plain = |key: &str| key.chars().all(|c| c.is_alphanumeric() || matches!(c, '_' | '-' | '.'));
+    if let Some((key, _)) = fields.iter().find(|(key, _)| !plain(key)) {
+        let message = format!("the pattern `{key}` is no name, and other patterns are not read");
+        return Err(elab.error(Code::E0404, message, span, "looked for in this"));
+    }
+    let ends = |key: &str| name.strip_suffix(key).is_some_and(|before| before.is_empty() || before.ends_with('.'));
+    let found: Vec<&(Rc<str>, Value)> = fields.iter().filter(|(key, _)| ends(key)).collect();
+    match found.as_slice() {
+        [] => Ok(default),
+        [(_, value)] => Ok(value.clone()),
+        [(first, _), (second, _), ..] => {
+            let message = format!("`{name}` ends in `{first}` and in `{second}`");
+            Err(elab.error(Code::E0404, message, name_span, "looked for by this name"))
+        }
+    }
+}
+
 /// `refuse("why")`
 pub(super) fn refuse(elab: &mut Elaborator<'_>, call: &mut Call<'_>) -> Eval<Value> {
     elab.no_axes(call)?;

@@ -64,6 +64,7 @@ mod decoder;
 mod draw;
 mod eval;
 mod fill;
+mod fold;
 mod graphs;
 mod json;
 mod layer;
@@ -74,6 +75,7 @@ mod naming;
 mod optimizers;
 mod positions;
 mod rebuild;
+mod saved;
 mod scope;
 mod states;
 mod stored;
@@ -90,14 +92,17 @@ use std::rc::Rc;
 
 use mdl_graph::{Axis, Name, Phase};
 
-pub use adapt::{Adapter, Builder};
+pub use adapt::{Adapter, Builder, Places};
 pub use builtins::{BUILTINS, Builtin};
+pub use fold::Folded;
 pub use optimizers::OptimizerState;
 pub use rebuild::Rebuilt;
+pub use saved::{Saved, SavedTensor};
 pub use value::{
     Args, Env, Eval, FunctionKind, Layer, Made, Optimizer, OptimizerCode, Stop, Stored, StoredId, StoredKind, Tensor,
     Value,
 };
+pub use weights::LOAD;
 pub use world::{FileTensor, FileTensors, Imported, NoWorld, Problem, World};
 
 use crate::diag::{Diagnostic, Sources};

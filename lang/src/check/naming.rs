@@ -80,7 +80,7 @@ fn hole(text: &str, sizes: Sizes<'_>) -> Option<Part> {
 
 impl Template {
     /// All ways to read a name in which `[…]` may be left out; with it first.
-    fn parse(text: &str, sizes: Sizes<'_>) -> Result<Vec<Template>, &'static str> {
+    pub(super) fn parse(text: &str, sizes: Sizes<'_>) -> Result<Vec<Template>, &'static str> {
         let mut out = vec![Template::default()];
         let mut rest = text;
         while let Some(at) = rest.find(['[', '{', ']', '}']) {
@@ -149,6 +149,15 @@ impl Template {
         out
     }
 
+    /// The name without its last step: that of the layer.
+    pub(super) fn parent(&self) -> Option<Template> {
+        let mut parts = self.0.clone();
+        let Some(Part::Text(last)) = parts.last_mut() else { return None };
+        let (before, _) = last.rsplit_once('.')?;
+        *last = before.to_string();
+        Some(Template(parts))
+    }
+
     pub(super) fn holes(&self) -> impl Iterator<Item = &str> {
         self.0.iter().filter_map(|part| match part {
             Part::Hole { name, .. } => Some(name.as_str()),
@@ -203,7 +212,7 @@ impl Elaborator<'_> {
         Ok(naming)
     }
 
-    fn names_of(&mut self, layer: &Layer, span: Span) -> Eval<Rc<ast::Names>> {
+    pub(super) fn names_of(&mut self, layer: &Layer, span: Span) -> Eval<Rc<ast::Names>> {
         let Some(code) = layer.data.code.clone() else { return Err(Stop) };
         let name = &code.ast.name.text;
         if let Some(names) = self.files[code.file].names.get(name) {
@@ -284,10 +293,14 @@ impl Elaborator<'_> {
         let target = match value {
             Value::None => return Ok(vec![(bound.clone(), Target::Absent)]),
             Value::Layer(layer) => {
-                // Copies are one layer, whose weights are stacked.
+                // Copies are one layer, whose weights are stacked; what an adapter has brought is in files of its own.
                 let mut layer = layer.clone();
-                while let LayerKind::Copies(_, inner) = &layer.data.kind {
-                    layer = Layer { outer: layer.outer.clone(), ..inner.clone() };
+                loop {
+                    layer = match (&layer.data.kind, &layer.data.adapts) {
+                        (LayerKind::Copies(_, inner), _) => Layer { outer: layer.outer.clone(), ..inner.clone() },
+                        (LayerKind::Plain, Some((base, _))) => base.clone(),
+                        (LayerKind::Plain, None) => break,
+                    };
                 }
                 let Some((step, rest)) = steps.split_first() else {
                     return Ok(vec![(bound.clone(), Target::Layer(layer))]);

@@ -95,7 +95,11 @@ impl Elaborator<'_> {
     }
 
     fn build_adapted(&mut self, env: &Env, builder: &Builder) -> Eval<Value> {
-        self.with_adapters(&builder.adapters, |elab| elab.build_part(env, &builder.model))
+        let n_before = self.brought.len();
+        let value = self.with_adapters(&builder.adapters, |elab| elab.build_part(env, &builder.model))?;
+        // What files call the layers is known once the model was loaded.
+        self.load_adapters(n_before)?;
+        Ok(value)
     }
 
     /// A model, or a field of a record of models: a name that stands alone is built right here.

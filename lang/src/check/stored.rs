@@ -106,6 +106,7 @@ impl Elaborator<'_> {
             to,
             span: decl.span,
             origin: None,
+            called: None,
             local: locals.into_iter().map(|axis| axis.name).collect(),
             arrow,
             copies: self.stack.clone(),

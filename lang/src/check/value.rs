@@ -106,6 +106,8 @@ pub struct Stored {
     pub span: Span,
     /// Where its value comes from when no initializer makes it.
     pub origin: Option<Rc<crate::spec::Origin>>,
+    /// What the file calls it that it was loaded from.
+    pub(super) called: Option<Rc<super::saved::Called>>,
     /// The names of `axes` inside its layer.
     pub(super) local: Vec<Name>,
     pub(super) arrow: Option<Rc<Arrow>>,

@@ -11,22 +11,26 @@ use mdl_graph::{DType, Name};
 use super::Elaborator;
 use super::builtins::Call;
 use super::naming::{Row, Template};
+use super::saved::Called;
 use super::scope::plain;
-use super::value::{Eval, Layer, Stop, StoredId, StoredKind, Value};
+use super::value::{Args, Eval, Layer, Made, Stop, StoredId, StoredKind, Value};
 use super::world::{FileTensor, FileTensors};
 use crate::diag::{Code, Diagnostic, nearest};
 use crate::spec::{Along, Origin, Piece};
 use crate::syntax::ast::{AxisRef, Names, Span};
+
+/// The function by its name: what a stage's field gets of an adapter that is to be loaded.
+pub const LOAD: &str = "load";
 
 /// So many names of a kind are shown; what differs only in its numbers counts as one.
 const SHOWN: usize = 12;
 
 /// What does not fit.
 #[derive(Default)]
-struct Misfits {
-    missing: Vec<String>,
-    superfluous: Vec<String>,
-    other: Vec<String>,
+pub(super) struct Misfits {
+    pub(super) missing: Vec<String>,
+    pub(super) superfluous: Vec<String>,
+    pub(super) other: Vec<String>,
 }
 
 /// The order of a tensor's dimensions, in positions of the weights' axes.
@@ -50,6 +54,11 @@ pub(super) fn load(elab: &mut Elaborator<'_>, call: &mut Call<'_>) -> Eval<Value
     let span = call.span;
     let [model, dir, names] = elab.take_args(call, ["model", "dir", "names"], 2)?;
     let (Some((model, model_span)), Some((dir, dir_span))) = (model, dir) else { return Err(Stop) };
+    // An adapter that is not built yet is loaded once the layers are known that it goes around.
+    if let (Value::Maker(_) | Value::Function(_), Value::Str(_)) = (&model, &dir) {
+        let args = Args::of([(model, model_span), (dir, dir_span)]);
+        return Ok(Value::Made(Rc::new(Made { name: Rc::from(LOAD), args, span })));
+    }
     let Value::Layer(layer) = &model else {
         let message = format!("`load` takes a model that is built, not {}", model.kind());
         return Err(elab.error(Code::E0209, message, model_span, format!("this is {}", model.kind())));
@@ -74,7 +83,7 @@ pub(super) fn load(elab: &mut Elaborator<'_>, call: &mut Call<'_>) -> Eval<Value
 
 impl Elaborator<'_> {
     /// What the files of a folder hold; asked for once.
-    fn file_tensors(&mut self, dir: &str, span: Span) -> Eval<Option<Rc<FileTensors>>> {
+    pub(super) fn file_tensors(&mut self, dir: &str, span: Span) -> Eval<Option<Rc<FileTensors>>> {
         if let Some(known) = self.file_tensors.get(dir) {
             return known.clone().ok_or(Stop);
         }
@@ -140,6 +149,7 @@ impl Elaborator<'_> {
                 continue;
             }
             misfits.missing.extend(missing);
+            self.note_names(row, &layout);
             for ((id, _), own) in row.held.iter().zip(pieces) {
                 let (first, same) = found.entry(*id).or_default();
                 if first.is_empty() { first.extend(own) } else { same.extend(own) }
@@ -154,7 +164,9 @@ impl Elaborator<'_> {
                 });
             }
         }
-        for id in ids.iter().filter(|id| !found.contains_key(id)) {
+        // What adapters have brought is in files of its own.
+        let is_model = |id: &&StoredId| !self.brought.iter().any(|brought| brought.ids.contains(&id.0));
+        for id in ids.iter().filter(is_model).filter(|id| !found.contains_key(id)) {
             let stored = &self.stored[id.0 as usize];
             // What a layer remembers need not be kept in files: it begins as it says.
             if stored.kind == StoredKind::Weight {
@@ -174,6 +186,20 @@ impl Elaborator<'_> {
             self.stored[id.0 as usize].origin = Some(Rc::new(Origin::Files { pieces, same }));
         }
         Ok(())
+    }
+
+    /// Weights remember what files call them.
+    fn note_names(&mut self, row: &Row, layout: &Layout) {
+        let lengths: Vec<Vec<u64>> = row.held.iter().map(|(id, _)| self.sizes(*id)).collect();
+        for (k, (id, _)) in row.held.iter().enumerate() {
+            let Some(name) = row.names.first().cloned() else { continue };
+            let cut = layout.dims.iter().flatten().find(|dim| dim.is_cut).map(|dim| {
+                let length = |k: usize| dim.parts[k].iter().map(|at| lengths[k][*at]).product::<u64>();
+                ((0..k).map(length).sum(), (0..row.held.len()).map(length).sum())
+            });
+            let dims = layout.dims.as_ref().map(|dims| dims.iter().map(|dim| dim.parts[k].clone()).collect());
+            self.stored[id.0 as usize].called.get_or_insert_with(|| Rc::new(Called { name, dims, cut }));
+        }
     }
 
     /// Every index along the axes that are in the name.
@@ -269,13 +295,15 @@ impl Elaborator<'_> {
     }
 
     /// The positions of the axes that a name in the brackets of a row means: a layer's own names, or those of its builder.
-    fn axes_called(&mut self, id: StoredId, owner: &Layer, axis: &AxisRef) -> Eval<Vec<usize>> {
+    pub(super) fn axes_called(&mut self, id: StoredId, owner: &Layer, axis: &AxisRef) -> Eval<Vec<usize>> {
         let stored = &self.stored[id.0 as usize];
         let n_stack = stored.stack.len();
         let said: String = axis.path.iter().map(|step| step.text.as_str()).collect::<Vec<_>>().join(".");
         let own = stored.local.iter().enumerate().map(|(at, name)| (n_stack + at, name));
         if axis.is_pack {
-            let is_pack = owner.data.header.iter().any(|entry| entry.is_pack && entry.text == said);
+            // An adapter's weights have axes of the layer that it takes: `..base.to`.
+            let last = said.rsplit('.').next();
+            let is_pack = owner.data.header.iter().any(|entry| entry.is_pack && Some(&*entry.text) == last);
             let inside =
                 |name: &Name| name.as_str().strip_prefix(said.as_str()).is_some_and(|rest| rest.starts_with('.'));
             if is_pack {
@@ -366,23 +394,13 @@ impl Elaborator<'_> {
         }
         let mut pieces = Vec::new();
         for (k, (id, _)) in row.held.iter().enumerate() {
-            let sizes = self.sizes(*id);
-            let mut along = vec![Along::At(0); sizes.len()];
-            for ((at, _), index) in layout.in_name.iter().zip(index) {
-                along[*at] = Along::At(*index);
-            }
-            let (mut stride, mut first) = (1, 0);
-            for ((dim, lengths), length) in dims.iter().zip(&lengths).zip(&shape).rev() {
-                if dim.is_cut {
-                    first += stride * lengths[..k].iter().sum::<u64>();
-                }
-                let mut own = stride;
-                for at in dim.parts[k].iter().rev() {
-                    along[*at] = Along::Every(own);
-                    own *= sizes[*at];
-                }
-                stride *= length;
-            }
+            let named: Vec<(usize, u64)> =
+                layout.in_name.iter().zip(index).map(|((axis, _), at)| (*axis, *at)).collect();
+            let own = dims.iter().zip(&lengths).zip(&shape).map(|((dim, lengths), length)| {
+                let before = if dim.is_cut { lengths[..k].iter().sum() } else { 0 };
+                (*length, dim.parts[k].clone(), before)
+            });
+            let (first, along) = laid(&self.sizes(*id), &named, &own.collect::<Vec<_>>());
             pieces.push(Piece {
                 file: Name::from(files.files[tensor.file as usize].as_str()),
                 tensor: Name::from(tensor.name.as_str()),
@@ -394,6 +412,26 @@ impl Elaborator<'_> {
         }
         Ok(pieces)
     }
+}
+
+/// Where a piece begins and how it goes along the axes of its weight. `named` are axes whose position is in the tensor's name; of each
+/// dimension of the tensor, outermost first: its length, the axes in it, and how many positions lie before them.
+pub(super) fn laid(sizes: &[u64], named: &[(usize, u64)], dims: &[(u64, Vec<usize>, u64)]) -> (u64, Vec<Along>) {
+    let mut along = vec![Along::At(0); sizes.len()];
+    for (axis, at) in named {
+        along[*axis] = Along::At(*at);
+    }
+    let (mut stride, mut first) = (1, 0);
+    for (length, axes, before) in dims.iter().rev() {
+        first += stride * before;
+        let mut own = stride;
+        for at in axes.iter().rev() {
+            along[*at] = Along::Every(own);
+            own *= sizes[*at];
+        }
+        stride *= length;
+    }
+    (first, along)
 }
 
 /// Neighbouring axes that together make each dimension of a shape, if that can be.
@@ -423,11 +461,11 @@ fn merged(sizes: &[u64], shape: &[u64]) -> Option<Vec<Vec<usize>>> {
 }
 
 impl Misfits {
-    fn is_empty(&self) -> bool {
+    pub(super) fn is_empty(&self) -> bool {
         self.missing.is_empty() && self.superfluous.is_empty() && self.other.is_empty()
     }
 
-    fn told(&self, dir: &str, span: Span) -> Diagnostic {
+    pub(super) fn told(&self, dir: &str, span: Span) -> Diagnostic {
         let mut counts = Vec::new();
         let mut lists = Vec::new();
         let mut list = |names: &[String], what: &str, near: &[String]| {

@@ -104,6 +104,8 @@ codes! {
     E0405: "a folder of weights that cannot be read";
     E0406: "weights that do not fit the model";
     E0407: "names that do not fit their layer";
+    E0408: "an adapter that the files of PEFT cannot hold";
+    E0409: "an adapter that cannot be folded into its layer";
     E0411: "an argument that the recipe does not have";
     E0412: "an argument whose value cannot be read";
     E0413: "an argument that must be given";

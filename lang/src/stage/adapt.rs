@@ -5,8 +5,9 @@
 //! it came from, as long as there is such a place, and is no part of the stage's checkpoints then.
 
 use std::collections::BTreeMap;
+use std::rc::Rc;
 
-use crate::check::{Adapter, StoredId, StoredKind, Value};
+use crate::check::{Adapter, Builder, LOAD, Places, StoredId, StoredKind, Value};
 use crate::diag::{Code, Diagnostic};
 use crate::spec::{Kept, Origin, Read, StoredDtype};
 use crate::syntax::ast::{Expr, ExprKind, Span};
@@ -30,17 +31,41 @@ pub(crate) struct Freeze {
 }
 
 impl Context<'_> {
-    /// `adapt = Lora(_, rank: 16) at "blocks.*.attn.{q, v}"`, or a list of such.
-    pub(super) fn adapters(&mut self, expr: &Expr) -> Option<Vec<Adapter>> {
+    /// `adapt = Lora(_, rank: 16) at "blocks.*.attn.{q, v}"`, or a list of such; `adapt = peft("dir")`. `model` builds what is adapted.
+    pub(super) fn adapters(&mut self, expr: &Expr, model: &Expr, block: &str) -> Option<Vec<Adapter>> {
         let env = self.env.clone();
         let value = self.elab.eval(&env, expr).ok()?;
         let mut all = Vec::new();
+        let mut plain: Option<Value> = None;
         for (value, span) in items(&value, expr) {
-            let (value, pattern) = match &value {
-                Value::At { value, pattern } => ((**value).clone(), Some(self.pattern(pattern, span)?)),
-                _ => (value, None),
+            let (value, places) = match &value {
+                Value::At { value, pattern } => {
+                    let (pattern, text) = self.pattern(pattern, span)?;
+                    ((**value).clone(), Places::At(pattern, text))
+                }
+                _ => (value, Places::Whole),
             };
-            all.push(self.elab.adapter(&value, pattern, span).ok()?);
+            let (of, dir) = match &value {
+                Value::Made(made) if &*made.name == LOAD => match made.args.positional.as_slice() {
+                    [(of, _), (Value::Str(dir), _)] => (of.clone(), Some(dir.clone())),
+                    _ => return None,
+                },
+                _ => (value.clone(), None),
+            };
+            let Some(dir) = dir.clone().filter(|_| matches!(places, Places::Whole)) else {
+                all.push(self.elab.adapter(&of, places, dir, span).ok()?);
+                continue;
+            };
+            // Files say which layers they are of, and the model without adapters what files call those.
+            if plain.is_none() {
+                let builder = Builder { model: model.clone(), adapters: Rc::default() };
+                let built = self.elab.rebuild(&format!("{block}~plain"), &env, &builder);
+                self.elab.set_rebuilt(None);
+                plain = Some(built.ok()?);
+            }
+            if let Some(plain) = &plain {
+                all.extend(self.elab.adapters_in(plain, &of, &dir, span).ok()?);
+            }
         }
         Some(all)
     }
@@ -110,7 +135,8 @@ impl Context<'_> {
     ) -> Option<Vec<StoredId>> {
         let frozen = match &trained.freeze {
             Some(patterns) => self.matched(patterns, weights)?,
-            None if !trained.builder.adapters.is_empty() => weights.to_vec(),
+            // Adapters without weights, such as noise, leave the model to learn.
+            None if weights.iter().any(|id| self.elab.is_of_adapter(*id)) => weights.to_vec(),
             None => weights.iter().copied().filter(|id| self.was_frozen(*id)).collect(),
         };
         let left = frozen.into_iter().filter(|id| own(*id) && !self.elab.is_of_adapter(*id));

@@ -55,6 +55,8 @@ pub struct Asked<'a> {
     pub stage: Option<&'a str>,
     /// Also the gradients of the result `loss`.
     pub gradients: bool,
+    /// The folder of an adapter around the model.
+    pub adapter: Option<&'a str>,
 }
 
 /// Checks a recipe and builds what applies one of its models to arrays.
@@ -74,6 +76,12 @@ impl Context<'_> {
         let (name, span) = self.model_asked(file, asked.stage)?;
         self.set_training(None);
         let env = self.env.clone();
+        if asked.adapter.is_some() {
+            // From here on its name is the model with the adapters.
+            let builder = self.with_saved(&name, span, asked.adapter)?;
+            let model = self.elab.rebuild("adapted", &env, &builder).ok()?;
+            self.elab.idle_adapters(&builder.adapters, &model).ok()?;
+        }
         let model = self.elab.eval(&env, &Expr { kind: ExprKind::Name(name.clone()), span }).ok()?;
         let Some(def) = ["forward", "call"].iter().find_map(|name| self.elab.function_of(&model, name)) else {
             let message = format!("`{name}` is no model that can be applied");

@@ -5,10 +5,10 @@ use std::rc::Rc;
 
 use mdl_graph::{Axis, AxisSet, DType, Graph, InputKind, Role, Type};
 
-use crate::check::{Args, Builder, World};
+use crate::check::{Args, Builder, Saved, World};
 use crate::diag::{Code, Diagnostic, Sources};
 use crate::spec::{DataFacts, Field, Kept, Precision, Program, Read, Save, Stage, StageKind, TrainSpec};
-use crate::syntax::ast::{self, Expr, ExprKind, FileId, ItemKind, Span};
+use crate::syntax::ast::{self, Arg, ArgKind, Expr, ExprKind, FileId, ItemKind, Span};
 use crate::syntax::parse;
 
 use super::apply::{Array, Ordered, dtype_of};
@@ -16,6 +16,9 @@ use super::context::{Context, Trained};
 use super::parts::OBJECTIVE;
 use super::read::Compute;
 use super::step::BATCH;
+
+/// What loads adapters, in std.adapters.
+const SAVED: &str = "peft";
 
 /// What the model itself calls its loss.
 const LOSS: &str = "fn(model, batch) = model.forward(..batch).loss";
@@ -28,20 +31,23 @@ pub struct Tuned {
     pub spec: TrainSpec,
     /// The arrays, each with its axes in the order of the array.
     pub inputs: Vec<Ordered>,
+    /// What is trained, where that is adapters.
+    pub adapters: Option<Saved>,
 }
 
-/// Builds the training step of a recipe's model on arrays that are the arguments of its `forward`. `optimizer` is an expression.
+/// Builds the training step of a recipe's model on arrays that are the arguments of its `forward`, or of the adapters in a folder around
+/// it. `optimizer` is an expression.
 pub fn tune(
     sources: &mut Sources,
     main: FileId,
     world: &dyn World,
     arrays: &[Array],
-    optimizer: &str,
-    steps: u64,
+    (optimizer, steps): (&str, u64),
+    adapter: Option<&str>,
 ) -> (Option<Tuned>, Vec<Diagnostic>) {
     built(sources, main, &[], world, |context, _, file| {
-        let (name, span) = context.model_asked(file, None)?;
-        context.tuned(name, span, arrays, optimizer, steps)
+        let asked = context.model_asked(file, None)?;
+        context.tuned(asked, arrays, (optimizer, steps), adapter)
     })
 }
 
@@ -84,6 +90,23 @@ pub fn gradients(
     })
 }
 
+/// The adapters of a trained stage, the last one if none is named, as files of PEFT have them. `None` of a stage without adapters.
+pub fn saved(
+    sources: &mut Sources,
+    main: FileId,
+    args: &[(String, String)],
+    world: &dyn World,
+    stage: Option<&str>,
+) -> (Option<Option<Saved>>, Vec<Diagnostic>) {
+    built(sources, main, args, world, |context, _, file| {
+        let (name, span) = context.model_asked(file, stage)?;
+        match context.known(&name).map(|known| known.model.clone()) {
+            Some(model) if context.elab.has_adapters(&model) => context.elab.saved(&model, span).ok().map(Some),
+            _ => Some(None),
+        }
+    })
+}
+
 /// What `make` makes of a recipe whose stages were checked; nothing where there is a mistake.
 pub(super) fn built<T>(
     sources: &mut Sources,
@@ -102,13 +125,34 @@ pub(super) fn built<T>(
 }
 
 impl Context<'_> {
-    fn tuned(&mut self, name: String, span: Span, arrays: &[Array], optimizer: &str, steps: u64) -> Option<Tuned> {
-        let model = Expr { kind: ExprKind::Name(name.clone()), span };
-        let builder = Builder { model, adapters: Rc::default() };
+    /// A model with the adapters that PEFT has saved in a folder.
+    pub(super) fn with_saved(&mut self, name: &str, span: Span, adapter: Option<&str>) -> Option<Builder> {
+        let expr = |kind| Expr { kind, span };
+        let model = expr(ExprKind::Name(name.to_owned()));
+        let Some(dir) = adapter else { return Some(Builder { model, adapters: Rc::default() }) };
+        let args = vec![Arg { kind: ArgKind::Positional(expr(ExprKind::Str(dir.to_owned()))), span }];
+        let callee = Box::new(expr(ExprKind::Name(SAVED.to_owned())));
+        let adapters = self.adapters(&expr(ExprKind::Call { callee, args }), &model, name)?;
+        Some(Builder { model, adapters: Rc::new(adapters) })
+    }
+
+    fn tuned(
+        &mut self,
+        (name, span): (String, Span),
+        arrays: &[Array],
+        (optimizer, steps): (&str, u64),
+        adapter: Option<&str>,
+    ) -> Option<Tuned> {
+        self.set_training(None);
+        let builder = self.with_saved(&name, span, adapter)?;
         let optimizer = self.given_expr("--optimizer", optimizer)?;
         let env = self.env.clone();
-        self.set_training(None);
         let model = self.elab.rebuild("tuned", &env, &builder).ok()?;
+        self.elab.idle_adapters(&builder.adapters, &model).ok()?;
+        let adapters = match adapter {
+            Some(_) => Some(self.elab.saved(&model, span).ok()?),
+            None => None,
+        };
         let Some(def) = self.elab.function_of(&model, "forward") else {
             let message = format!("`{name}` has no function `forward` that takes arrays by name");
             self.report(Diagnostic::error(Code::E0209, message).label(span, "tuned here"));
@@ -161,7 +205,7 @@ impl Context<'_> {
             sample: None,
             patience: None,
         };
-        Some(Tuned { spec, inputs })
+        Some(Tuned { spec, inputs, adapters })
     }
 
     fn gradients(&mut self, stage: &str, spec: &TrainSpec, batch: u64, span: Span) -> Option<TrainSpec> {

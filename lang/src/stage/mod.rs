@@ -14,6 +14,7 @@ mod eval;
 mod fields;
 mod manual;
 mod measuring;
+mod merge;
 mod objective;
 mod optimize;
 mod parts;
@@ -26,8 +27,9 @@ mod train;
 
 pub use apply::{Applied, Array, ArrayKind, Asked, apply};
 pub use args::args_of;
-pub use direct::{Tuned, forward, gradients, tune, unread};
+pub use direct::{Tuned, forward, gradients, saved, tune, unread};
 pub use manual::{manual, manuals};
+pub use merge::{Fold, Merged, merge};
 pub use schema::{FieldRow, FunctionRow, KindRow, Need, Takes, fields, kind, kinds};
 
 use std::rc::Rc;

@@ -99,7 +99,10 @@ impl Context<'_> {
     fn train_fields(&mut self, block: &Block<'_>, fields: &Fields<'_>) -> Option<(Trained, TrainSpec)> {
         // Everything that can be read is read before giving up.
         let data = fields.get("data").and_then(|(row, expr)| self.block_named("data", row, expr));
-        let adapters = optional(fields, "adapt", |_, expr| self.adapters(expr));
+        let adapters = match fields.get("model") {
+            Some((_, model)) => optional(fields, "adapt", |_, expr| self.adapters(expr, model, block.name)),
+            None => None,
+        };
         let stored = optional(fields, "frozen", |row, expr| self.stored_dtype(row, expr));
         let freeze = optional(fields, "freeze", |_, expr| self.freezes(expr));
         let builder = |(_, expr): (_, &Expr)| {

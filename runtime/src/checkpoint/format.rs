@@ -26,7 +26,7 @@ pub(super) struct Stored {
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct FileFacts {
+pub(crate) struct FileFacts {
     pub(super) bytes: u64,
     pub(super) sha256: String,
 }
@@ -106,7 +106,7 @@ fn to_file(dtype: DType) -> Dtype {
 ///
 /// Wide elements come first, so that every tensor is aligned; then the order given. `format: pt` is what
 /// `transformers` asks of a file that it loads.
-pub(super) fn write_tensors(to: &mut dyn Write, tensors: &[TensorView<'_>]) -> io::Result<FileFacts> {
+pub(crate) fn write_tensors(to: &mut dyn Write, tensors: &[TensorView<'_>]) -> io::Result<FileFacts> {
     let mut order: Vec<&TensorView<'_>> = tensors.iter().collect();
     order.sort_by_key(|tensor| std::cmp::Reverse(tensor.dtype.size_bytes()));
     let mut header = Map::new();

@@ -72,16 +72,27 @@ pub fn load_origins<'o>(
             }
         };
         if !loaded.contains_key(stage) {
-            let folder = out.join(stage).join("checkpoints");
-            let Some(found) = checkpoint::latest(&folder)? else {
-                let why = format!("there is no checkpoint in {}", folder.display());
-                return Err(RunError::failed(format!("loading `{stage}`"), why));
-            };
-            loaded.insert(stage, found);
+            loaded.insert(stage, latest_of(out, stage)?);
         }
         read_into(&loaded[stage], tensor.as_str(), to)?;
     }
     Ok(())
+}
+
+/// Fills one tensor from where it comes.
+pub(crate) fn load_tensor(base: &Path, out: &Path, origin: &Origin, to: &mut Tensor) -> Result<(), RunError> {
+    match origin {
+        Origin::Files { .. } => Files::new(base).fill(origin, to),
+        Origin::Stage { stage, tensor } => read_into(&latest_of(out, stage)?, tensor.as_str(), to),
+    }
+}
+
+/// The last checkpoint of a stage that others go on from.
+fn latest_of(out: &Path, stage: &str) -> Result<Checkpoint, RunError> {
+    let folder = out.join(stage).join("checkpoints");
+    let none =
+        || RunError::failed(format!("loading `{stage}`"), format!("there is no checkpoint in {}", folder.display()));
+    checkpoint::latest(&folder)?.ok_or_else(none)
 }
 
 /// The weights and states of a stage whose first values no initializer makes.

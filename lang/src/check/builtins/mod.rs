@@ -111,8 +111,9 @@ builtins! {
     "decoder", "`decoder[t](model, room: n)`: the model a few positions at a time; `d.read(d.empty, ids)` gives (memory, result)", crate::check::decoder::decoder;
     "json", "`json(path)`: the value of a JSON file", crate::check::json::json;
     "get", "`get(record, \"key\", default)`: the default where the key is missing or `none`; keys of records in it after dots", crate::check::json::get;
+    "ending", "`ending(record, \"a.b.c\", default)`: the value whose key the name is, or ends in after a dot", crate::check::json::ending;
     "refuse", "`refuse(\"why\")`: ends the check with this message", crate::check::json::refuse;
-    "load", "`load(model, dir)`: the model with the weights of a folder of safetensors files", crate::check::weights::load;
+    "load", "`load(model, dir)`: the model with the weights of a folder of safetensors files; of an adapter, where PEFT has saved one", crate::check::weights::load;
 }
 
 static CONSTANTS: &[Builtin] = &[
