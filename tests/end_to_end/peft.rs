@@ -188,9 +188,9 @@ fn noise_on_embeddings_is_as_large_as_published() {
     let work = Folder::new();
     work.write("plays.txt", "to be or not to be, that is the question\n".repeat(60));
     let recipe = r#"
-axis t = 32, width = 48
+axis t = 32, width = 48, vocab = 40
 data plays { source = text("plays.txt"), tokenizer = chars(), window = t, split = (train: 90%, val: 10%) }
-model table = Embedding[vocab: plays.vocab -> width](init: zeros())
+model table = Embedding[vocab -> width](init: zeros())
 fn noise(model, batch) = {
   let y = model(batch.ids)
   (loss: mean(y * y), largest: max(abs(y)))
