@@ -1,5 +1,7 @@
 //! `mdlc apply RECIPE|DIR --inputs in.npz --outputs out.npz`: a model on arrays.
 
+use std::path::PathBuf;
+
 use clap::ArgMatches;
 use mdl_lang::stage::{Array, ArrayKind, Asked};
 use mdl_runtime::apply;
