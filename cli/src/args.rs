@@ -270,7 +270,9 @@ pub(crate) fn command(recipe_args: &[spec::Arg]) -> Command {
         .arg(color())
         .subcommand_required(true)
         .arg_required_else_help(true)
-        .subcommands([run, check, build, profile, verify, generate, chat, apply, export, merge, tune, import, fmt, explain])
+        .subcommands([
+            run, check, build, profile, verify, generate, chat, apply, export, merge, tune, import, fmt, explain,
+        ])
 }
 
 /// The recipe that a command line names: the first word after the command that is no flag and no flag's value.
