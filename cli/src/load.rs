@@ -2,10 +2,9 @@
 
 use std::path::Path;
 
-use mdl_graph::Graph;
 use mdl_lang::check::Saved;
 use mdl_lang::diag::{Diagnostic, Sources};
-use mdl_lang::spec::{self, Program, Read, TrainSpec};
+use mdl_lang::spec::{self, Program, TrainSpec};
 use mdl_lang::stage::{self, Applied, Array, Asked, Merged, Tuned};
 use mdl_lang::syntax::ast::FileId;
 
@@ -84,12 +83,13 @@ pub(crate) fn gradients(
     direct(common, &disk(common), |sources, world| stage::gradients(sources, MAIN, &common.given, world, stage, batch))
 }
 
-/// A model's graph, and what it reads.
-type Forward = (Graph, Vec<Read>);
-
-/// Builds the graph that a folder's decoder is derived from, and what it reads.
-pub(crate) fn forward(common: &Common, length: u64) -> Result<(Loaded, Option<Forward>), String> {
-    direct(common, &disk(common), |sources, world| stage::forward(sources, MAIN, world, length))
+/// Builds what the decoder of a model is derived from. `arrays` are what a model that answers is given.
+pub(crate) fn writes(
+    common: &Common,
+    arrays: &[Array],
+    most: stage::Most,
+) -> Result<(Loaded, Option<stage::Writes>), String> {
+    direct(common, &disk(common), |sources, world| stage::writes(sources, MAIN, world, arrays, most))
 }
 
 /// The recipe of a folder, and the keys of its configuration that mean nothing to it. Weights are not read.

@@ -8,6 +8,7 @@
 //! the original graph (`causal.rs`), or the model is refused with the place that looks ahead.
 
 mod causal;
+pub mod once;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;

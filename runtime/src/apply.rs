@@ -69,7 +69,7 @@ pub fn apply(applied: &Applied, arrays: &[Array], base: &Path, out: &Path, cpu: 
 }
 
 /// Refuses arrays that hold numbers for which a table has no row.
-pub(crate) fn check_positions(graph: &Graph, arrays: &[Array]) -> Result<(), RunError> {
+pub fn check_positions(graph: &Graph, arrays: &[Array]) -> Result<(), RunError> {
     for (name, allowed) in positions(graph) {
         let Some(array) = arrays.iter().find(|array| array.name == name.as_str()) else { continue };
         (0..array.shape.iter().product::<u64>() as usize)

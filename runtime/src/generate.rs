@@ -3,7 +3,8 @@
 //! In: the forward graph, the weights, a prompt as ids. Out: ids, chosen by [`Choice`]. The decoder is derived from the
 //! forward graph ([`mdl_lang::decode`]): a token costs what one position costs, however long the text already is. Once the context is
 //! full, the last half of it is read again and the text goes on from there. With a [`Draft`] several tokens may come of one pass
-//! (`speculate.rs`); what is written is then as likely as without.
+//! (`speculate.rs`); what is written is then as likely as without. A model that answers what it is given, such as a translator, reads that
+//! once ([`Generator::give`]).
 
 mod choice;
 mod speculate;
@@ -15,11 +16,14 @@ use mdl_compiler::pass::Options;
 use mdl_compiler::plan::{CompileError, Plan, PlanOptions};
 use mdl_compiler::stored::Convert;
 use mdl_graph::{Axis, Graph, Name, Role, Span};
-use mdl_lang::decode::{POS, decode};
+use mdl_lang::decode::{POS, decode, once};
+use mdl_lang::stage::Ordered;
 
+use crate::apply::write;
 use crate::device::{Cpu, Executable, Tensors};
 use crate::error::RunError;
 use crate::kept::Keep;
+use crate::npz::Array;
 use crate::positions::{Positions, positions};
 
 pub use choice::Choice;
@@ -35,6 +39,8 @@ const FEW: usize = 3;
 
 /// A decoder that is ready to run.
 pub struct Generator {
+    /// Run once a text, on what it is about.
+    once: Option<Executable>,
     one: Executable,
     /// Reads so many positions at once.
     many: Option<(Executable, u64)>,
@@ -56,6 +62,7 @@ pub struct Generator {
 
 /// The programs of a decoder.
 pub struct DecoderPlans {
+    once: Option<Plan>,
     pub(crate) one: Plan,
     /// Reads so many positions at once.
     many: Option<(Plan, u64)>,
@@ -71,7 +78,7 @@ pub struct DecoderPlans {
 
 impl DecoderPlans {
     pub fn plans(&self) -> impl Iterator<Item = &Plan> {
-        std::iter::once(&self.one).chain(self.many.iter().chain(&self.check).map(|(plan, _)| plan))
+        std::iter::once(&self.one).chain(&self.once).chain(self.many.iter().chain(&self.check).map(|(plan, _)| plan))
     }
 
     pub(crate) fn context(&self) -> u64 {
@@ -88,8 +95,26 @@ pub fn plan_decoders(
     ahead: u64,
 ) -> Result<DecoderPlans, StepError> {
     let axis = sequence_axis(forward).map_err(|message| refuse(message, None))?;
+    let parts = once::parts(forward, &axis);
+    let forward = parts.as_ref().map_or(forward, |parts| &parts.each);
     let mut orders = orders.clone();
-    let mut convert = Vec::new();
+    let mut convert: Vec<Convert> = Vec::new();
+    let mut compile_kept = |graph: &Graph| -> Result<Plan, StepError> {
+        let (graph, all, made) = keep.apply(graph, &orders);
+        let is_new = |one: &Convert| !convert.iter().any(|known| known.of == one.of);
+        let made: Vec<Convert> = made.into_iter().filter(is_new).collect();
+        convert.extend(made);
+        let planning = PlanOptions { orders: all.clone(), ..PlanOptions::default() };
+        let plan = compile(&graph, &Options::default(), &planning, None)?;
+        // All of them share what is kept.
+        orders = all;
+        orders.extend(plan.orders());
+        Ok(plan)
+    };
+    let once = match &parts {
+        Some(parts) => Some(compile_kept(&parts.once)?),
+        None => None,
+    };
     let mut build = |rows: u64, with_logits: bool| -> Result<(Plan, Vec<Name>, bool), StepError> {
         let mut decoder = decode(forward, &axis, rows).map_err(|error| refuse(error.message, Some(error.span)))?;
         if !with_logits {
@@ -97,13 +122,7 @@ pub fn plan_decoders(
             let outputs = outputs.collect();
             decoder.graph.set_outputs(outputs);
         }
-        let (graph, all, made) = keep.apply(&decoder.graph, &orders);
-        (orders, convert) = (all, made);
-        let planning = PlanOptions { orders: orders.clone(), ..PlanOptions::default() };
-        let plan = compile(&graph, &Options::default(), &planning, None)?;
-        // All of them share what is kept.
-        orders.extend(plan.orders());
-        Ok((plan, decoder.caches, decoder.can_go_back))
+        Ok((compile_kept(&decoder.graph)?, decoder.caches, decoder.can_go_back))
     };
     // A recurrent model is read one position at a time.
     let rows = PROMPT_ROWS.into_iter().find(|rows| *rows <= axis.size);
@@ -120,7 +139,7 @@ pub fn plan_decoders(
     };
     let (one, caches, can_go_back) = build(1, true)?;
     let ids = positions(forward).get(&Name::from("ids")).copied();
-    Ok(DecoderPlans { one, many, check, caches, can_go_back, axis, ids, convert, orders })
+    Ok(DecoderPlans { once, one, many, check, caches, can_go_back, axis, ids, convert, orders })
 }
 
 fn refuse(message: String, span: Option<Span>) -> StepError {
@@ -142,7 +161,8 @@ impl Generator {
     }
 
     pub fn of_plans(plans: DecoderPlans, cpu: &Cpu) -> Result<Generator, RunError> {
-        let DecoderPlans { one, many, check, caches, can_go_back, axis, ids, convert, orders } = plans;
+        let DecoderPlans { once, one, many, check, caches, can_go_back, axis, ids, convert, orders } = plans;
+        let once = once.map(|plan| Executable::of_plan(plan, cpu)).transpose()?;
         let one = Executable::of_plan(one, cpu)?;
         let of_rows = |plan: Option<(Plan, u64)>| -> Result<Option<(Executable, u64)>, RunError> {
             plan.map(|(plan, rows)| Ok((Executable::of_plan(plan, cpu)?, rows))).transpose()
@@ -152,7 +172,7 @@ impl Generator {
             return Err(RunError::failed("deriving the decoder", "the model gives no logits"));
         }
         let (held, remembers) = (Vec::new(), false);
-        Ok(Generator { one, many, check, caches, held, can_go_back, remembers, axis, ids, convert, orders })
+        Ok(Generator { once, one, many, check, caches, held, can_go_back, remembers, axis, ids, convert, orders })
     }
 
     /// The same, which reads nothing again that the text before began with. Its weights must stay as they are.
@@ -168,6 +188,9 @@ impl Generator {
     /// Makes the weights, states and caches that are not there yet.
     pub fn allocate(&self, tensors: &mut Tensors) {
         tensors.allocate(self.one.plan());
+        if let Some(once) = &self.once {
+            tensors.allocate(once.plan());
+        }
         for (executable, _) in self.many.iter().chain(&self.check) {
             tensors.allocate(executable.plan());
         }
@@ -193,6 +216,28 @@ impl Generator {
             tensors.remove(convert.of.as_str());
         }
         Ok(())
+    }
+
+    /// Gives the model what the next text is about: one row of each array, whose axes are these. Weights must be in memory.
+    pub fn give(
+        &mut self,
+        tensors: &mut Tensors,
+        cpu: &Cpu,
+        given: &[Ordered],
+        arrays: &[Array],
+        row: u64,
+    ) -> Result<(), RunError> {
+        self.allocate(tensors);
+        self.held.clear();
+        let Some(once) = &mut self.once else { return Ok(()) };
+        for (name, axes) in given {
+            let Some(array) = arrays.iter().find(|array| array.name == *name) else { continue };
+            let Some(port) = once.plan().input(name).cloned() else { continue };
+            if let Some(to) = once.input_bytes(name) {
+                write(&array.row(row), axes, &port, to)?;
+            }
+        }
+        once.run(tensors, cpu)
     }
 
     /// Writes `new` tokens after the prompt, handing each to `emit`, which may end the text by returning false.

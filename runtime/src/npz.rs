@@ -78,6 +78,18 @@ impl Array {
         Array { name: name.to_string(), kind: Kind::Int { bytes: 8, signed: true }, shape, bytes }
     }
 
+    /// One of the first axis, as an array that has one.
+    pub fn row(&self, row: u64) -> Array {
+        let mut shape = self.shape.clone();
+        let rows = shape.first().copied().unwrap_or(1).max(1) as usize;
+        if let Some(first) = shape.first_mut() {
+            *first = 1;
+        }
+        let size = self.bytes.len() / rows;
+        let bytes = self.bytes[size * row as usize..][..size].to_vec();
+        Array { name: self.name.clone(), kind: self.kind, shape, bytes }
+    }
+
     pub fn count(&self) -> usize {
         self.bytes.len() / self.kind.bytes()
     }

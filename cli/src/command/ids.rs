@@ -4,6 +4,8 @@ use std::path::{Path, PathBuf};
 
 use clap::ArgMatches;
 use mdl_data::Problem;
+use mdl_lang::stage::{Most, Writes};
+use mdl_runtime::apply::check_positions;
 use mdl_runtime::device::{Cpu, Tensors};
 use mdl_runtime::error::RunError;
 use mdl_runtime::generate::Generator;
@@ -11,31 +13,65 @@ use mdl_runtime::kept::Keep;
 use mdl_runtime::npz::{self, Array};
 use mdl_runtime::stage::train::{load_origins, orders_of};
 
+use super::apply::described;
 use super::writer::choice;
 use super::{arrays, ended, failed, given, made, path};
 use crate::args::Common;
 use crate::load;
 use crate::progress::print_line;
 
-/// Writes `sequences`, the prompts with what follows them.
+/// The argument in which an answer begins.
+const ANSWER: &str = "decoder_input_ids";
+
+/// Writes `sequences`: the prompts with what follows them, or of a model that answers what it is given, the answers.
 pub(super) fn generate(common: &Common, matches: &ArgMatches, color: bool) -> Result<(), u8> {
+    let file = path(matches, "ids");
     let arrays = arrays(matches, "ids")?;
-    let prompts = prompts(&path(matches, "ids"), &arrays).map_err(|problem| ended(&problem.into()))?;
+    let rows_of = |name: &str| prompts(&file, &arrays, name).map_err(|problem| ended(&problem.into()));
     let new: u64 = given(matches, "new");
-    let longest = prompts.iter().map(Vec::len).max().unwrap_or(0) as u64;
-    let (loaded, (forward, reads)) = made(load::forward(common, longest + new), common, color)?;
+    let longest = |rows: &[Vec<u32>]| rows.iter().map(Vec::len).max().unwrap_or(0) as u64;
+    let begun = rows_of(ANSWER)?;
+    let texts = rows_of("input_ids")?;
+    let most = Most {
+        answering: begun.as_deref().map_or(1, longest) + new,
+        going_on: texts.as_deref().map_or(1, longest) + new,
+    };
+    let about: Vec<Array> = arrays.into_iter().filter(|array| array.name != ANSWER).collect();
+    let one: Vec<Array> = about.iter().map(|array| array.row(0)).collect();
+    let (loaded, writes) = made(load::writes(common, &described(&one), most), common, color)?;
+    let answers = !writes.given.is_empty();
+    let rows = about.first().and_then(|array| array.shape.first()).copied().unwrap_or(0);
+    let prompts = match (answers, begun, texts) {
+        (true, Some(begun), _) => begun,
+        (true, None, _) => {
+            let start = first_id(common).map_err(|problem| ended(&problem.into()))?;
+            vec![vec![start]; rows as usize]
+        }
+        (false, _, Some(texts)) => texts,
+        (false, ..) => {
+            let problem = Problem::new("E0505", "there is no array `input_ids`").at(&file);
+            return Err(ended(&problem.into()));
+        }
+    };
+    if prompts.len() as u64 != rows {
+        let message = format!("`{ANSWER}` has {} rows, and the other arrays {rows}", prompts.len());
+        return Err(ended(&Problem::new("E0505", message).at(&file).into()));
+    }
+    let Writes { graph, reads, given: inputs } = writes;
     let write = || -> Result<(), RunError> {
         let cpu = Cpu::new(common.threads)?.on(common.device(&loaded.program))?;
         let orders = orders_of(&reads).collect();
         let keep = Keep { kept: &[], rest: given(matches, "weights") };
-        let mut generator = Generator::new(&forward, &orders, keep, 0, &cpu)?;
+        check_positions(&graph, &about)?;
+        let mut generator = Generator::new(&graph, &orders, keep, 0, &cpu)?;
         let mut tensors = Tensors::new();
         let origins = || reads.iter().map(|read| (&read.input, &read.origin));
         generator
             .load(&mut tensors, &cpu, |tensors| load_origins(&common.base(), &common.out(), origins(), tensors))?;
         let mut sequences = Vec::new();
-        for prompt in &prompts {
+        for (row, prompt) in prompts.iter().enumerate() {
             let mut ids: Vec<u32> = prompt.clone();
+            generator.give(&mut tensors, &cpu, &inputs, &about, row as u64)?;
             generator.generate(&mut tensors, &cpu, prompt, new, choice(common, matches), |id| {
                 ids.push(id);
                 true
@@ -47,27 +83,40 @@ pub(super) fn generate(common: &Common, matches: &ArgMatches, color: bool) -> Re
     write().map_err(|error| failed(&error, &loaded, common, color))
 }
 
-/// The rows of `input_ids`, each without what its `attention_mask` leaves out.
-fn prompts(file: &Path, arrays: &[Array]) -> Result<Vec<Vec<u32>>, Problem> {
+/// The id that answers of a folder's model begin with.
+fn first_id(common: &Common) -> Result<u32, Problem> {
+    const KEY: &str = "decoder_start_token_id";
+    let in_file = |name: &str| {
+        let text = std::fs::read_to_string(common.recipe.join(name)).ok()?;
+        let json: serde_json::Value = serde_json::from_str(&text).ok()?;
+        u32::try_from(json.get(KEY)?.as_u64()?).ok()
+    };
+    in_file("generation_config.json").or_else(|| in_file("config.json")).ok_or_else(|| {
+        Problem::new("E0505", format!("the model answers what it is given, and no `{KEY}` says how answers begin"))
+            .at(&common.recipe)
+            .help(format!("give `{ANSWER}`, rows of ids, beside the other arrays"))
+    })
+}
+
+/// The rows of an array of ids, those of `input_ids` each without what `attention_mask` leaves out; `None` where there is no such array.
+fn prompts(file: &Path, arrays: &[Array], name: &str) -> Result<Option<Vec<Vec<u32>>>, Problem> {
     let wrong = |message: String| Problem::new("E0505", message).at(file);
-    let Some(ids) = arrays.iter().find(|array| array.name == "input_ids") else {
-        return Err(wrong("there is no array `input_ids`".to_string()));
-    };
+    let Some(ids) = arrays.iter().find(|array| array.name == name) else { return Ok(None) };
     let [rows, length] = ids.shape[..] else {
-        return Err(wrong(format!("`input_ids` has {} dimensions, and rows of ids have 2", ids.shape.len())));
+        return Err(wrong(format!("`{name}` has {} dimensions, and rows of ids have 2", ids.shape.len())));
     };
-    let mask = arrays.iter().find(|array| array.name == "attention_mask");
+    let mask = arrays.iter().find(|array| name != ANSWER && array.name == "attention_mask");
     if mask.is_some_and(|mask| mask.shape != ids.shape) {
-        return Err(wrong("`attention_mask` has another shape than `input_ids`".to_string()));
+        return Err(wrong(format!("`attention_mask` has another shape than `{name}`")));
     }
     let mut prompts = Vec::new();
     for row in 0..rows as usize {
         let own = (0..length as usize).map(|at| row * length as usize + at);
         let there = own.filter(|at| mask.is_none_or(|mask| mask.int(*at) != 0));
         let ids: Result<Vec<u32>, _> = there.map(|at| u32::try_from(ids.int(at))).collect();
-        prompts.push(ids.map_err(|_| wrong("`input_ids` holds a number below 0".to_string()))?);
+        prompts.push(ids.map_err(|_| wrong(format!("`{name}` holds a number below 0")))?);
     }
-    Ok(prompts)
+    Ok(Some(prompts))
 }
 
 /// As an array where all rows are of one length, in the file that `--outputs` names or as JSON.

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use clap::ArgMatches;
 use mdl_data::{Template, Tokenizer};
 use mdl_lang::spec::{DataSpec, StageKind, TrainSpec};
+use mdl_lang::stage::{Most, Writes};
 use mdl_runtime::checkpoint;
 use mdl_runtime::device::{Cpu, Device, Tensors};
 use mdl_runtime::error::RunError;
@@ -165,11 +166,13 @@ impl Author {
                 self.of_stage(spec, Keep { kept: &spec.kept, rest }, ahead, &mut tensors, cpu)
             }
             Source::Folder => {
-                let (_, (forward, reads)) = made(load::forward(&self.common, room), &self.common, color)?;
+                let most = Most { answering: room, going_on: room };
+                let writes = load::writes(&self.common, &[], most);
+                let (_, Writes { graph, reads, .. }) = made(writes, &self.common, color)?;
                 let (base, out) = (self.common.base(), self.common.out());
                 let mut open = || -> Result<Generator, RunError> {
                     let orders = orders_of(&reads).collect();
-                    let generator = Generator::new(&forward, &orders, Keep { kept: &[], rest }, ahead, cpu)?;
+                    let generator = Generator::new(&graph, &orders, Keep { kept: &[], rest }, ahead, cpu)?;
                     let origins = reads.iter().map(|read| (&read.input, &read.origin));
                     generator.load(&mut tensors, cpu, |tensors| load_origins(&base, &out, origins, tensors))?;
                     Ok(generator)

@@ -16,7 +16,7 @@ use super::read::Compute;
 use super::step::BATCH;
 
 /// An input or a result, and the axes of its array in order.
-pub(super) type Ordered = (String, Vec<Name>);
+pub type Ordered = (String, Vec<Name>);
 
 /// An array as its file describes it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -286,7 +286,7 @@ pub(super) fn dtype_of(def: &FnDef, name: &str) -> Option<DType> {
 }
 
 /// What a function returned, by name.
-fn results(value: &Value) -> Vec<(String, Value)> {
+pub(super) fn results(value: &Value) -> Vec<(String, Value)> {
     match value {
         Value::Record(fields) => fields.iter().map(|(name, value)| (name.to_string(), value.clone())).collect(),
         Value::Tuple(items) | Value::List(items) => {

@@ -5,13 +5,13 @@ use std::rc::Rc;
 
 use mdl_graph::{Axis, AxisSet, DType, Graph, InputKind, Role, Type};
 
-use crate::check::{Args, Builder, Saved, World};
+use crate::check::{Args, Builder, Saved, Value, World};
 use crate::diag::{Code, Diagnostic, Sources};
 use crate::spec::{DataFacts, Field, Kept, Precision, Program, Read, Save, Stage, StageKind, TrainSpec};
 use crate::syntax::ast::{self, Arg, ArgKind, Expr, ExprKind, FileId, ItemKind, Span};
 use crate::syntax::parse;
 
-use super::apply::{Array, Ordered, dtype_of};
+use super::apply::{Array, Ordered, dtype_of, results};
 use super::context::{Context, Trained};
 use super::parts::OBJECTIVE;
 use super::read::Compute;
@@ -51,17 +51,38 @@ pub fn tune(
     })
 }
 
-/// Builds the graph of a recipe's model on `length` ids, one row: the value `logits`. Also what it reads.
-pub fn forward(
+/// What writes ids after ids.
+pub struct Writes {
+    /// One row: the value `logits` from `ids`.
+    pub graph: Graph,
+    pub reads: Vec<Read>,
+    /// Of a model that answers what it is given: the arrays of that, each with its axes in the order of the array.
+    pub given: Vec<Ordered>,
+}
+
+/// The argument of a `forward` that tells an answer from what it is about.
+const ANSWER: &str = "decoder_input_ids";
+
+/// Builds the graph of a recipe's model on ids, one row. A model whose `forward` takes `decoder_input_ids` is given the `arrays`, each
+/// a row, and writes an answer; any other goes on with what it reads. `most` are the ids that each of the two has to read at most.
+pub fn writes(
     sources: &mut Sources,
     main: FileId,
     world: &dyn World,
-    length: u64,
-) -> (Option<(Graph, Vec<Read>)>, Vec<Diagnostic>) {
+    arrays: &[Array],
+    most: Most,
+) -> (Option<Writes>, Vec<Diagnostic>) {
     built(sources, main, &[], world, |context, _, file| {
         let (name, span) = context.model_asked(file, None)?;
-        context.logits(name, span, length)
+        context.writes(name, span, arrays, most)
     })
+}
+
+/// How many ids a model reads at most.
+#[derive(Clone, Copy, Debug)]
+pub struct Most {
+    pub answering: u64,
+    pub going_on: u64,
 }
 
 /// The keys of a JSON file that building the recipe's models had no use for; nothing where something else is wrong.
@@ -231,15 +252,29 @@ impl Context<'_> {
         })
     }
 
-    fn logits(&mut self, name: String, span: Span, length: u64) -> Option<(Graph, Vec<Read>)> {
+    fn writes(&mut self, name: String, span: Span, arrays: &[Array], most: Most) -> Option<Writes> {
         self.set_training(None);
         let env = self.env.clone();
-        let model = self.elab.eval(&env, &Expr { kind: ExprKind::Name(name), span }).ok()?;
+        let model = self.elab.eval(&env, &Expr { kind: ExprKind::Name(name.clone()), span }).ok()?;
         self.begin(span)?;
+        let answers = self.elab.function_of(&model, "forward").filter(|def| dtype_of(def, ANSWER).is_some());
+        let length = if answers.is_some() { most.answering } else { most.going_on };
         let position = Axis::new("t", length);
         let axes = AxisSet::of([position.clone(), Axis::new(BATCH, 1)])?;
         let ids = self.elab.input("ids", InputKind::Batch, Type::new(DType::I32, axes));
-        let logits = self.elab.call(&model, Args::of([(ids, span)]), span).ok()?;
+        let (logits, given) = match answers {
+            None => (self.elab.call(&model, Args::of([(ids, span)]), span).ok()?, Vec::new()),
+            Some(def) => {
+                let (mut args, given) = self.arguments(&def, arrays, span)?;
+                args.named.push((ANSWER.into(), ids, span));
+                let base = Box::new(Expr { kind: ExprKind::Name(name), span });
+                let member = |base, name: &str| ExprKind::Member { base, name: ast::Name { text: name.into(), span } };
+                let forward = self.elab.eval(&env, &Expr { kind: member(base, "forward"), span }).ok()?;
+                let result = self.elab.call(&forward, args, span).ok()?;
+                let logits = results(&result).into_iter().find(|(name, _)| name == "logits");
+                (logits.map_or(Value::Error, |(_, logits)| logits), given)
+            }
+        };
         let logits = self.elab.node_of(&logits, span).ok()?;
         let ty = self.elab.graph().ty(logits).clone();
         if !ty.axes.contains(&position.name) || ty.axes.len() != 3 {
@@ -252,7 +287,7 @@ impl Context<'_> {
         let mut reads = Vec::new();
         self.reads_of(&graph, &[], span, &mut reads)?;
         self.is_decoded(&graph, span)?;
-        Some((graph, reads))
+        Some(Writes { graph, reads, given })
     }
 
     /// An expression of the command line; `None` when it cannot be read, which is told.

@@ -25,9 +25,9 @@ mod step;
 mod tables;
 mod train;
 
-pub use apply::{Applied, Array, ArrayKind, Asked, apply};
+pub use apply::{Applied, Array, ArrayKind, Asked, Ordered, apply};
 pub use args::args_of;
-pub use direct::{Tuned, forward, gradients, saved, tune, unread};
+pub use direct::{Most, Tuned, Writes, gradients, saved, tune, unread, writes};
 pub use manual::{manual, manuals};
 pub use merge::{Fold, Merged, merge};
 pub use schema::{FieldRow, FunctionRow, KindRow, Need, Takes, fields, kind, kinds};
