@@ -5,6 +5,8 @@
 
 use std::borrow::Cow;
 use std::collections::BTreeSet;
+use std::io;
+use std::thread::{Scope, ScopedJoinHandle};
 
 use mdl_compiler::budget::{StepError, compile};
 use mdl_compiler::pass::Options;
@@ -55,14 +57,9 @@ pub fn plan_stage(spec: &TrainSpec, machine: Machine) -> Result<Programs, StepEr
     let (whole, others) = std::thread::scope(|scope| {
         let beside = || Others::plan(spec, &orders, machine);
         let has_others = spec.evaluate.is_some() || spec.sample.is_some();
-        let thread =
-            has_others.then(|| std::thread::Builder::new().stack_size(STACK_BYTES).spawn_scoped(scope, beside));
+        let thread = has_others.then(|| spawn(scope, beside));
         let whole = planner.step(None, None);
-        let others = match thread {
-            Some(Ok(thread)) => thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)),
-            // No thread to be had.
-            Some(Err(_)) | None => beside(),
-        };
+        let others = joined(thread, beside);
         (whole, others)
     });
     let (whole, others) = (whole?, others?);
@@ -70,6 +67,30 @@ pub fn plan_stage(spec: &TrainSpec, machine: Machine) -> Result<Programs, StepEr
     let memory = others.memory(&step);
     let Others { evaluation, decoders, .. } = others;
     Ok(Programs { step, evaluation, decoders, memory })
+}
+
+/// Plans several train stages at once; the plans are in the order of the stages.
+pub fn plan_stages(specs: &[&TrainSpec], machine: Machine) -> Vec<Result<Programs, StepError>> {
+    std::thread::scope(|scope| {
+        let threads: Vec<_> = specs.iter().map(|spec| spawn(scope, move || plan_stage(spec, machine))).collect();
+        let planned = specs.iter().zip(threads);
+        planned.map(|(spec, thread)| joined(Some(thread), || plan_stage(spec, machine))).collect()
+    })
+}
+
+fn spawn<'scope, T: Send + 'scope>(
+    scope: &'scope Scope<'scope, '_>,
+    run: impl FnOnce() -> T + Send + 'scope,
+) -> io::Result<ScopedJoinHandle<'scope, T>> {
+    std::thread::Builder::new().stack_size(STACK_BYTES).spawn_scoped(scope, run)
+}
+
+/// What a thread has made; what `run` makes where there was no thread to be had.
+fn joined<T>(thread: Option<io::Result<ScopedJoinHandle<'_, T>>>, run: impl FnOnce() -> T) -> T {
+    match thread {
+        Some(Ok(thread)) => thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)),
+        Some(Err(_)) | None => run(),
+    }
 }
 
 /// What an eval stage runs, and the memory that it takes.

@@ -4,11 +4,11 @@ use indicatif::HumanBytes;
 use mdl_compiler::plan::Plan;
 use mdl_lang::spec::{StageKind, TrainSpec};
 use mdl_runtime::device::Machine;
-use mdl_runtime::programs::{Programs, plan_stage};
+use mdl_runtime::programs::{Programs, plan_stages};
 use mdl_runtime::refuse;
 use serde_json::{Value, json};
 
-use super::{loaded, refused};
+use super::{loaded, refused, train_stages};
 use crate::args::Common;
 use crate::progress::print_line;
 
@@ -18,6 +18,8 @@ pub(super) fn check(common: &Common, color: bool) -> u8 {
         Err(code) => return code,
     };
     let mut code = 0;
+    let specs: Vec<&TrainSpec> = train_stages(&loaded).map(|(_, spec)| spec).collect();
+    let mut planned = plan_stages(&specs, Machine::here(common.threads).on(common.device(&loaded.program))).into_iter();
     for stage in &loaded.program.stages {
         let StageKind::Train(spec) = &stage.kind else {
             if !common.json && !common.quiet {
@@ -25,7 +27,8 @@ pub(super) fn check(common: &Common, color: bool) -> u8 {
             }
             continue;
         };
-        match plan_stage(spec, Machine::here(common.threads).on(common.device(&loaded.program))) {
+        let Some(programs) = planned.next() else { break };
+        match programs {
             Ok(programs) if common.json => print_line(&as_json(&stage.name, spec, &programs).to_string()),
             Ok(programs) if !common.quiet => print_line(&as_text(&stage.name, spec, &programs)),
             Ok(_) => {}
