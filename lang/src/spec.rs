@@ -107,6 +107,62 @@ pub struct DataSpec {
     pub form: Form,
     /// Seeds the split and the order of training.
     pub seed: u64,
+    /// Which rows training begins with, where that is not left to chance.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub order: Option<Box<Curriculum>>,
+}
+
+/// `order = easy_first(by: length, over: 10_000)`: until that step rows are drawn from a growing share of the easiest.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Curriculum {
+    pub by: Difficulty,
+    pub over: u64,
+    /// The share that training begins with.
+    pub from: f64,
+}
+
+/// How hard a row is: an expression of what a row of text has.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Difficulty {
+    Number(f64),
+    /// How many tokens it has.
+    Length,
+    /// The number of its label.
+    Label,
+    Abs(Box<Difficulty>),
+    Add(Box<Difficulty>, Box<Difficulty>),
+    Sub(Box<Difficulty>, Box<Difficulty>),
+    Mul(Box<Difficulty>, Box<Difficulty>),
+    Div(Box<Difficulty>, Box<Difficulty>),
+}
+
+impl Difficulty {
+    pub fn of(&self, length: f64, label: f64) -> f64 {
+        let value = |part: &Difficulty| part.of(length, label);
+        match self {
+            Difficulty::Number(number) => *number,
+            Difficulty::Length => length,
+            Difficulty::Label => label,
+            Difficulty::Abs(a) => value(a).abs(),
+            Difficulty::Add(a, b) => value(a) + value(b),
+            Difficulty::Sub(a, b) => value(a) - value(b),
+            Difficulty::Mul(a, b) => value(a) * value(b),
+            Difficulty::Div(a, b) => value(a) / value(b),
+        }
+    }
+
+    /// Whether it asks for labels.
+    pub fn has_label(&self) -> bool {
+        match self {
+            Difficulty::Number(_) | Difficulty::Length => false,
+            Difficulty::Label => true,
+            Difficulty::Abs(a) => a.has_label(),
+            Difficulty::Add(a, b) | Difficulty::Sub(a, b) | Difficulty::Mul(a, b) | Difficulty::Div(a, b) => {
+                a.has_label() || b.has_label()
+            }
+        }
+    }
 }
 
 impl DataSpec {

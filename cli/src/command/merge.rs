@@ -31,7 +31,7 @@ pub(super) fn merge(common: &Common, matches: &ArgMatches, color: bool) -> Resul
             Some((ids, _)) => logits(&folder, (None, None), Some(ids), &cpu)?,
             None => None,
         };
-        let n = merged.folds.iter().filter(|fold| !fold.path.ends_with(".b")).count();
+        let n = merged.folds.len();
         let compared = before.zip(after).map(|((_, before), (_, after))| merge::apart(&before, &after));
         if compared.is_none() {
             note("logits are not compared: the model gives none for a row of `input_ids`");
@@ -42,7 +42,7 @@ pub(super) fn merge(common: &Common, matches: &ArgMatches, color: bool) -> Resul
             return Ok(());
         };
         print_line(&format!(
-            "folded {n} weights into {}: no logit changes by more than {change:.1e}, and the largest is {most:.3} ({} ids, drawn by seed 0)",
+            "folded adapters into {n} weights of {}: no logit changes by more than {change:.1e}, and the largest is {most:.3} ({} ids, drawn by seed 0)",
             to.display(),
             IDS.0 * IDS.1
         ));

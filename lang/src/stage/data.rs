@@ -1,8 +1,11 @@
 //! A `data` block as a [`DataSpec`], and what it is in expressions: its vocabulary, its classes, its parts.
 
 use crate::diag::{Code, Diagnostic};
-use crate::spec::{ChatColumns, ChatFormat, DataSpec, Form, Long, Part, Share, Source, Split, Template, Tokenizer};
-use crate::syntax::ast::{Expr, ExprKind, Name, RecordPart, Span, Unit};
+use crate::spec::{
+    ChatColumns, ChatFormat, Curriculum, DataSpec, Difficulty, Form, Long, Part, Share, Source, Split, Template,
+    Tokenizer,
+};
+use crate::syntax::ast::{Arg, ArgKind, BinaryOp, Expr, ExprKind, Name, RecordPart, Span, UnaryOp, Unit};
 
 use super::fields::Fields;
 use super::read::{self, Called, Compute, Plain, wrong_type};
@@ -20,6 +23,7 @@ pub(crate) fn read(compute: &mut dyn Compute, fields: &Fields<'_>, span: Span, a
     let pack = fields.get("pack").map(|(row, expr)| read::axis(compute, row, expr));
     let template = fields.get("template").map(|(row, expr)| read_template(compute, row, expr));
     let seed = fields.get("seed").map(|(row, expr)| read::count(compute, row, expr));
+    let order = fields.get("order").map(|(row, expr)| read_order(compute, row, expr));
 
     let sources = whole(sources)?;
     let tokenizer = whole(tokenizer)?;
@@ -27,6 +31,7 @@ pub(crate) fn read(compute: &mut dyn Compute, fields: &Fields<'_>, span: Span, a
     let (window, pad, pack) = (whole(window)?, whole(pad)?, whole(pack)?);
     let template = whole(template)?;
     let seed = whole(seed)?.map(|count| count.value);
+    let order = whole(order)?.map(Box::new);
     if let (Some(given), Some(of_split)) = (fields.span("seed"), split.seed) {
         compute.report(
             Diagnostic::error(Code::E0305, "the seed of the data is given twice")
@@ -70,8 +75,71 @@ pub(crate) fn read(compute: &mut dyn Compute, fields: &Fields<'_>, span: Span, a
         split: Split { parts, stratify: split.stratify.is_some() },
         form,
         seed: seed.or(split.seed.map(|(seed, _)| seed)).unwrap_or(0),
+        order,
     };
     (are_named && go_together(compute, fields, &spec, span)).then_some(spec)
+}
+
+/// `order = easy_first(by: length, over: 10_000)`
+fn read_order(compute: &mut dyn Compute, row: &'static FieldRow, expr: &Expr) -> Option<Curriculum> {
+    let called = read::calls(compute, row, expr)?.pop()?;
+    let by = match called.get("by") {
+        Some((row, expr)) => difficulty(compute, row, expr),
+        None => Some(Difficulty::Length),
+    };
+    let over = called.count(compute, "over");
+    let from = called.number(compute, "from");
+    let (by, over, from) = (by?, over?, from?);
+    if from > 1.0 {
+        let message = format!("training cannot begin with {from} of the rows");
+        let place = called.get("from").map_or(called.span, |(_, expr)| expr.span);
+        compute
+            .report(Diagnostic::error(Code::E0306, message).label(place, "more than all of them").help("such as `1%`"));
+        return None;
+    }
+    Some(Curriculum { by, over, from })
+}
+
+fn difficulty(compute: &mut dyn Compute, row: &'static FieldRow, expr: &Expr) -> Option<Difficulty> {
+    Some(match &expr.kind {
+        ExprKind::Name(name) if name == "length" => Difficulty::Length,
+        ExprKind::Name(name) if name == "label" => Difficulty::Label,
+        ExprKind::Binary { op, left, right, .. } => {
+            let make = match op {
+                BinaryOp::Add => Difficulty::Add,
+                BinaryOp::Sub => Difficulty::Sub,
+                BinaryOp::Mul => Difficulty::Mul,
+                BinaryOp::Div => Difficulty::Div,
+                other => {
+                    compute.report(wrong_type(row, expr.span, &format!("`{}`", other.text())));
+                    return None;
+                }
+            };
+            let (left, right) = (difficulty(compute, row, left), difficulty(compute, row, right));
+            make(Box::new(left?), Box::new(right?))
+        }
+        ExprKind::Unary { op: UnaryOp::Neg, value } => {
+            let value = difficulty(compute, row, value)?;
+            Difficulty::Sub(Box::new(Difficulty::Number(0.0)), Box::new(value))
+        }
+        ExprKind::Call { callee, args } => match (&callee.kind, args.as_slice()) {
+            (ExprKind::Name(name), [Arg { kind: ArgKind::Positional(value), .. }]) if name == "abs" => {
+                Difficulty::Abs(Box::new(difficulty(compute, row, value)?))
+            }
+            _ => {
+                compute.report(wrong_type(row, expr.span, "another call"));
+                return None;
+            }
+        },
+        _ => match compute.plain(expr)? {
+            Plain::Int(value) => Difficulty::Number(value as f64),
+            Plain::Float(value) => Difficulty::Number(value),
+            other => {
+                compute.report(wrong_type(row, expr.span, &other.came()));
+                return None;
+            }
+        },
+    })
 }
 
 /// `Some(None)` is a field that was given and is wrong.
@@ -443,6 +511,13 @@ fn go_together(compute: &mut dyn Compute, fields: &Fields<'_>, spec: &DataSpec, 
             Diagnostic::error(Code::E0308, "a chat is a row of its own, and is not mixed with running text")
                 .label(before(place), "this does not go with chats")
                 .help(help),
+        );
+    }
+    if spec.order.is_some() && !matches!(spec.form, Form::Pad { .. }) {
+        problems.push(
+            Diagnostic::error(Code::E0308, "an order of difficulty is one of rows of text, and the block has none")
+                .label(before("order"), "nothing to order")
+                .help("take `pad = t`, a row for each text"),
         );
     }
     if all.iter().any(|other| *other != first) {

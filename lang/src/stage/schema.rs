@@ -7,7 +7,7 @@
 
 use crate::spec;
 
-use super::tables::{EVERY_EVALUATE, EVERY_SAMPLE, EVERY_SAVE, SOURCES, STOPS, STORED, TEMPLATES, TOKENIZERS};
+use super::tables::{EVERY_EVALUATE, EVERY_SAMPLE, EVERY_SAVE, ORDERS, SOURCES, STOPS, STORED, TEMPLATES, TOKENIZERS};
 
 /// A field of a block, or an argument of a function inside a field.
 #[derive(Debug)]
@@ -46,6 +46,8 @@ pub enum Takes {
     Bytes,
     Bool,
     Text,
+    /// An expression of `length` and `label`.
+    Difficulty,
     /// The name of a column or key, a `Str`.
     Column,
     /// A path of a file, a `Str`.
@@ -130,6 +132,7 @@ impl Takes {
             Takes::Bytes => "a number of bytes, such as `8GiB`".to_owned(),
             Takes::Bool => "`true` or `false`".to_owned(),
             Takes::Text => "a text, such as `\"ROMEO:\"`".to_owned(),
+            Takes::Difficulty => "an expression of `length` and `label`, such as `length`".to_owned(),
             Takes::Column => "the name of a column, such as `\"content\"`".to_owned(),
             Takes::Path => "a path, such as `\"corpus.txt\"`".to_owned(),
             Takes::Choice(words) => one_of(words.iter().copied()),
@@ -248,13 +251,18 @@ const DATA: &[FieldRow] = &[
         "The axis of rows that several examples share, each with positions of its own: batches also hold `document` and `position`.",
     ),
     row("template", Takes::Call(TEMPLATES), Need::Default("that of the tokenizer's folder"), "How chats become text."),
+    row(
+        "order",
+        Takes::Call(ORDERS),
+        Need::Default("every row once an epoch, by chance"),
+        "What training begins with: a curriculum.",
+    ),
     row("seed", SEED, Need::Default("0"), "Draws another order of the rows."),
     later("clean", "Steps that repair text before it is used."),
     later("keep", "Conditions that rows must meet."),
     later("dedup", "Removes what is there twice."),
     later("augment", "Makes variants of rows."),
     later("balance", "Changes how often each group is drawn."),
-    later("order", "Draws rows in an order of difficulty."),
 ];
 
 const TRAIN: &[FieldRow] = &[

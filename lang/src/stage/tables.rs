@@ -148,6 +148,32 @@ pub(super) const TEMPLATES: &[FunctionRow] = &[
     ),
 ];
 
+/// `order = easy_first(by: length, over: 10_000)`
+pub(super) const ORDERS: &[FunctionRow] = &[function(
+    "easy_first",
+    &[
+        arg(
+            "by",
+            Takes::Difficulty,
+            Need::Default("length"),
+            "How hard a row is: `length`, its tokens, `label`, its number, and what `+`, `-`, `*`, `/` and `abs` make of them.",
+        ),
+        arg(
+            "over",
+            Takes::Count { least: 1, most: MANY, units: &["steps"] },
+            Need::Required,
+            "From this step on every row comes once an epoch.",
+        ),
+        arg(
+            "from",
+            Takes::Number { zero: false },
+            Need::Default("0.01"),
+            "The share of the rows that training begins with.",
+        ),
+    ],
+    "Draws from the easiest rows, of more and more of them.",
+)];
+
 /// `evaluate = every(250, on: plays.val)`
 pub(super) const EVERY_EVALUATE: &[FunctionRow] = &[function(
     "every",

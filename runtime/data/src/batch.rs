@@ -17,7 +17,7 @@ use crate::dataset::{Content, Ids, Part, TextRows};
 use crate::permutation::{Permutation, mix};
 use crate::problem::{MISMATCH, Problem, WINDOW};
 use mdl_graph::Axis;
-use mdl_lang::spec::{Field, Form};
+use mdl_lang::spec::{Curriculum, Field, Form};
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -60,6 +60,42 @@ pub struct Batcher {
     batch: usize,
     order: Order,
     seed: u64,
+    easy: Option<Arc<Easy>>,
+}
+
+/// The rows from the easiest to the hardest, and how soon all of them are served.
+///
+/// At step `s` of `over` rows are drawn from a share `sqrt(from² + (1 - from²) · s / over)` of them (Platanios et al., 2019,
+/// arXiv:1903.09848, equation 7), with repetition; afterwards epochs are as without.
+#[derive(Debug)]
+struct Easy {
+    places: Vec<u32>,
+    over: u64,
+    from: f64,
+}
+
+impl Easy {
+    fn new(order: &Curriculum, rows: &TextRows) -> Easy {
+        let of = |place: u32| {
+            let label = rows.labels.as_ref().map_or(0, |labels| labels[place as usize]);
+            order.by.of(rows.row(place as usize).len() as f64, f64::from(label))
+        };
+        let mut places: Vec<(f64, u32)> = (0..rows.ends.len() as u32).map(|place| (of(place), place)).collect();
+        places.sort_by(|a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1)));
+        Easy { places: places.into_iter().map(|(_, place)| place).collect(), over: order.over, from: order.from }
+    }
+
+    /// The row of an item; `None` once all rows are served alike.
+    fn place(&self, item: u64, batch: usize, seed: u64) -> Option<u64> {
+        let step = item / batch as u64;
+        if step >= self.over || self.places.is_empty() {
+            return None;
+        }
+        let squared = self.from * self.from;
+        let share = (squared + (1.0 - squared) * step as f64 / self.over as f64).sqrt();
+        let n = ((share * self.places.len() as f64).ceil() as u64).clamp(1, self.places.len() as u64);
+        Some(u64::from(self.places[(mix(seed, EASY_KEY, item) % n) as usize]))
+    }
 }
 
 /// A field, and how far apart in the buffer the neighbours along `batch` and along each axis of the field are.
@@ -89,6 +125,7 @@ enum FieldName {
 /// Keys the order of training apart from the split.
 const ORDER_KEY: u64 = 0x6f_7264_6572;
 const OFFSET_KEY: u64 = 0x6f66_6673_6574;
+const EASY_KEY: u64 = 0x6561_7379;
 
 impl Batcher {
     pub(crate) fn new(
@@ -129,7 +166,15 @@ impl Batcher {
             let (strides, n) = row_major(&axes, |i| i);
             places.push(FieldPlace { name, axes, strides, n });
         }
-        Ok(Batcher { part, fields: places, n_positions, batch, order, seed })
+        Ok(Batcher { part, fields: places, n_positions, batch, order, seed, easy: None })
+    }
+
+    /// The same with easy rows first, where it trains.
+    pub(crate) fn easy_first(mut self, order: Option<&Curriculum>) -> Batcher {
+        if let (Some(order), Order::Shuffled, Content::Rows(rows)) = (order, self.order, &self.part.content) {
+            self.easy = Some(Arc::new(Easy::new(order, rows)));
+        }
+        self
     }
 
     /// Says in which order of axes a field lies in the buffers, outermost first; without it, `batch` and then the axes
@@ -252,6 +297,9 @@ impl Batcher {
     }
 
     fn place(&self, item: u64, n: u64) -> u64 {
+        if let Some(place) = self.easy.as_ref().and_then(|easy| easy.place(item, self.batch, self.seed)) {
+            return place;
+        }
         Permutation::new(n, mix(self.seed, ORDER_KEY, item / n)).at(item % n)
     }
 

@@ -91,7 +91,14 @@ pub(crate) fn load(cache: &Path, hash: &str, spec: &DataSpec) -> Result<Option<D
         }
     };
     let parts = parse(&bytes, spec).ok_or_else(|| damaged(IDS, "is cut off"))?;
-    Ok(Some(Dataset { facts: report.facts, tokenizer, form: spec.form.clone(), seed: spec.seed, parts }))
+    Ok(Some(Dataset {
+        facts: report.facts,
+        tokenizer,
+        form: spec.form.clone(),
+        seed: spec.seed,
+        order: spec.order.clone(),
+        parts,
+    }))
 }
 
 /// Writes prepared data, whole or not at all.

@@ -15,7 +15,7 @@ use crate::cache;
 use crate::facts::Facts;
 use crate::problem::{Checked, Problem, SPLIT};
 use crate::tokenizer::Tokenizer;
-use mdl_lang::spec::{DataSpec, Form, Source};
+use mdl_lang::spec::{Curriculum, DataSpec, Form, Source};
 use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
@@ -30,6 +30,7 @@ pub struct Dataset {
     pub tokenizer: Option<Tokenizer>,
     pub(crate) form: Form,
     pub(crate) seed: u64,
+    pub(crate) order: Option<Box<Curriculum>>,
     pub(crate) parts: Vec<Arc<Part>>,
 }
 
@@ -159,6 +160,7 @@ impl Dataset {
             return Err(Problem::new(SPLIT, message).help(format!("its parts are {}", names.join(", "))));
         };
         Batcher::new(Arc::clone(part), &self.form, &self.facts.data.fields, batch, order, self.seed)
+            .map(|batcher| batcher.easy_first(self.order.as_deref()))
     }
 }
 

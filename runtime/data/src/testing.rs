@@ -46,6 +46,7 @@ pub(crate) fn spec(source: Source) -> DataSpec {
         template: None,
         split,
         form: window(8),
+        order: None,
         seed: 1,
     }
 }

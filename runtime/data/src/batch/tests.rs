@@ -4,7 +4,7 @@ use super::*;
 use crate::dataset::{Dataset, prepare};
 use crate::testing::{Scratch, addition, idx, lines, pad, random_tokens, shares, spec, window};
 use mdl_graph::Axis;
-use mdl_lang::spec::{Form, Tokenizer};
+use mdl_lang::spec::{Curriculum, DataSpec, Difficulty, Form, Tokenizer};
 use proptest::prelude::*;
 
 /// A stream of the tokens 0, 1, 2, …, so that a token tells its place.
@@ -240,4 +240,45 @@ fn what_cannot_be_served() {
     let mut spec = spec(addition(1));
     (spec.tokenizer, spec.form) = (Some(Tokenizer::Bytes), pad(10));
     assert!(prepare(&spec, std::path::Path::new("."), None).is_ok());
+}
+
+/// Row `i` has `i + 1` tokens: the longest that a step draws grows, and once all may come each does once an epoch.
+#[test]
+fn easy_rows_come_first() {
+    let scratch = Scratch::new();
+    let rows: String = (0..100).map(|i| format!("{} {}\n", i % 2, "a".repeat(i + 1))).collect();
+    scratch.write("rows.txt", rows);
+    let mut spec = spec(lines("rows.txt"));
+    (spec.tokenizer, spec.form) = (Some(Tokenizer::Bytes), pad(128));
+    let lengths = |spec: &DataSpec, steps: std::ops::Range<u64>| -> Vec<usize> {
+        let dataset = prepare(spec, &scratch.0, None).expect("prepared");
+        let batcher = dataset.batcher("train", 10, Order::Shuffled).expect("a batcher");
+        let of = |step| {
+            text_batch(&batcher, step)
+                .mask
+                .chunks(128)
+                .map(|row| row.iter().map(|&m| usize::from(m)).sum())
+                .collect::<Vec<usize>>()
+        };
+        steps.flat_map(of).collect()
+    };
+    let most = |lengths: Vec<usize>| lengths.into_iter().max().unwrap_or_default();
+    let by = |by| Some(Box::new(Curriculum { by, over: 400, from: 0.1 }));
+    spec.order = by(Difficulty::Length);
+    // A tenth of the rows at first, at the fifth step sqrt(0.01 + 0.99 / 100) of them, after a quarter of the steps sqrt(0.01 + 0.99 / 4).
+    let first = most(lengths(&spec, 0..1));
+    let fifth = most(lengths(&spec, 0..5));
+    let quarter = most(lengths(&spec, 90..100));
+    assert!(first <= 10 && (11..=15).contains(&fifth), "{first}, then {fifth}");
+    assert!((45..=51).contains(&quarter), "{quarter}");
+    let mut epoch = lengths(&spec, 400..410);
+    epoch.sort_unstable();
+    assert_eq!(epoch, (1..=100).collect::<Vec<usize>>());
+    // The same step gives the same rows, and other measures other rows.
+    assert_eq!(lengths(&spec, 3..4), lengths(&spec, 3..4));
+    spec.order = by(Difficulty::Sub(Box::new(Difficulty::Number(0.0)), Box::new(Difficulty::Length)));
+    assert!(lengths(&spec, 0..5).into_iter().min() >= Some(86));
+    let odd = Difficulty::Mul(Box::new(Difficulty::Label), Box::new(Difficulty::Number(1000.0)));
+    spec.order = by(Difficulty::Add(Box::new(Difficulty::Length), Box::new(odd)));
+    assert!(lengths(&spec, 0..5).into_iter().all(|length| length % 2 == 1 && length <= 29));
 }

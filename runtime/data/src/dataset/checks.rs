@@ -56,6 +56,12 @@ pub(super) fn fits(spec: &DataSpec, examples: &Examples) -> Option<Problem> {
         (Examples::Documents(documents), Form::Pack { .. }) if documents.iter().any(|d| d.label.is_some()) => {
             wrong("a packed row has many documents and room for one label", "take `pad = t`, or leave the label out")
         }
+        (Examples::Documents(documents), Form::Pad { .. })
+            if spec.order.as_ref().is_some_and(|order| order.by.has_label())
+                && documents.iter().any(|document| document.label.is_none()) =>
+        {
+            wrong("the order of the rows asks for their `label`, and not all have one", "order them by `length`")
+        }
         (Examples::Text(_) | Examples::Documents(_), _) => None,
     }
 }

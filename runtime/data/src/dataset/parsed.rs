@@ -193,7 +193,7 @@ impl Parsed {
             return Err(problems);
         }
         facts.data.rows = facts.parts.iter().map(|part| (part.name.clone(), part.rows.unwrap_or(0))).collect();
-        Ok(Dataset { facts, tokenizer, form: spec.form.clone(), seed: spec.seed, parts })
+        Ok(Dataset { facts, tokenizer, form: spec.form.clone(), seed: spec.seed, order: spec.order.clone(), parts })
     }
 
     fn tokenizer(&self, spec: &DataSpec) -> Checked<Option<Tokenizer>> {

@@ -240,6 +240,7 @@ fn real_files() {
         tokenizer: None,
         split: files(&[("train", images("train")), ("val", images("t10k"))]),
         form: Form::Rows,
+        order: None,
         seed: 1,
     };
     let facts = describe(&pictures, data, None).expect("facts");
