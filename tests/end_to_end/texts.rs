@@ -143,16 +143,21 @@ fn a_folder_is_tuned_on_chats_and_talked_with() {
     let (_, shown) = readme.split_once("```\ndata chats").expect("the blocks of a fine-tuning");
     let (shown, _) = shown.split_once("```").expect("their end");
     let blocks = shown.replace("Qwen3-0.6B", "m").replace("steps     = 500", "steps = 150, batch = 2");
+    let talked = |name: &str, blocks: &str| {
+        let recipe = format!("use std.models.pretrained\naxis t = 64\ndata chats{blocks}");
+        let recipe = folder.write(name, recipe);
+        let recipe = recipe.to_str().expect("a plain path");
+        succeed(&["run", recipe, "--threads", "2"]);
+        let output = talk(&["chat", recipe, "--greedy", "--quiet"], "Who are you?\n/clear\nAnd you?\n");
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    };
     assert!(blocks.contains("batch") && blocks.contains("adapt"), "{blocks}");
+    talked("adapted.mdl", &blocks.replace("150", "3"));
     // So small a model learns with all of its weights.
-    let blocks: Vec<&str> = blocks.lines().filter(|line| !line.contains("adapt")).collect();
-    let blocks = blocks.join("\n").replace("lr: 2e-4", "lr: 1e-2");
-    let recipe = folder.write("tuned.mdl", format!("use std.models.pretrained\naxis t = 64\ndata chats{blocks}"));
-    let recipe = recipe.to_str().expect("a plain path");
-    succeed(&["run", recipe, "--threads", "2"]);
-    let output = talk(&["chat", recipe, "--greedy", "--quiet"], "Who are you?\n/clear\nAnd you?\n");
-    let said = String::from_utf8_lossy(&output.stdout).into_owned();
-    assert_eq!(said, "I am a llama.\nMe too.\n", "{}", String::from_utf8_lossy(&output.stderr));
+    let whole: Vec<&str> = blocks.lines().filter(|line| !line.contains("adapt")).collect();
+    let whole = whole.join("\n").replace("lr: 2e-4", "lr: 1e-2");
+    assert_eq!(talked("whole.mdl", &whole), "I am a llama.\nMe too.\n");
 }
 
 /// Whoever proposes, and however much: what is written is what the model writes alone.
