@@ -19,8 +19,9 @@ use crate::tokenizer::Extra;
 /// Instructions that one rendering may take. The longest published templates take some thousand for a message.
 const FUEL: u64 = 4_000_000;
 
-/// The largest result, and the largest value that a template may keep.
-pub(super) const MOST_BYTES: usize = 16 << 20;
+/// The largest result, and the largest value that a template may keep: a million tokens. While a value grows, there are several of
+/// them: with 4 MiB a hostile template takes some 22 MiB.
+pub(super) const MOST_BYTES: usize = 4 << 20;
 
 /// The longest template that is read.
 const LONGEST: usize = 1 << 20;

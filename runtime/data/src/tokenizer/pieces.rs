@@ -151,7 +151,31 @@ fn check(value: &Value) -> Result<(), Problem> {
             return Err(wrong(format!("merge {nth} (`model.merges`), `{left}` and `{right}`, makes nothing new")));
         }
     }
-    check_normalizer(value.get("normalizer").unwrap_or(&Value::Null))
+    for part in ["normalizer", "decoder"] {
+        let value = value.get(part).unwrap_or(&Value::Null);
+        check_normalizer(value)?;
+        let growth = growth(value);
+        if growth > MOST_GROWTH {
+            return Err(wrong(format!("the {part} of the tokenizer makes a text {growth} times as long")));
+        }
+    }
+    Ok(())
+}
+
+/// How many times as long a text may become before it is cut into tokens. Published tokenizers write three bytes for a space.
+const MOST_GROWTH: u64 = 256;
+
+/// How many times as long the replacements of a normalizer or decoder make a text at most, one after another.
+fn growth(value: &Value) -> u64 {
+    let parts = ["normalizers", "decoders"].iter().filter_map(|name| value.get(name)?.as_array()).flatten();
+    let all = parts.map(growth).fold(1, u64::saturating_mul);
+    if value.get("type").and_then(Value::as_str) != Some("Replace") {
+        return all;
+    }
+    let len = |value: Option<&Value>| value.and_then(Value::as_str).map_or(0, |text| text.len() as u64);
+    // An expression may match a character, or nothing between two.
+    let taken = len(value.pointer("/pattern/String")).max(1);
+    all.saturating_mul(len(value.get("content")).div_ceil(taken).max(1))
 }
 
 fn check_normalizer(value: &Value) -> Result<(), Problem> {

@@ -108,6 +108,9 @@ fn merges(pieces: &[Piece]) -> Vec<Value> {
     found.iter().map(|(_, left, right)| json!([pieces[*left].text, pieces[*right].text])).collect()
 }
 
+/// The longest text for a character, with the byte that ends it. NFKC has one of 33 bytes.
+const MOST_REPLACED: usize = 128;
+
 /// The table of characters is a trie in an array; a reader follows offsets in it blindly, so each is looked at first.
 ///
 /// Layout: the size of the array in bytes, the array of `u32`, the replacement texts.
@@ -146,8 +149,13 @@ pub(super) fn check_charsmap(bytes: &[u8]) -> Result<(), String> {
         let next = at ^ offset(unit);
         if unit >> 8 & 1 == 1 {
             let text = units.get(next).map(|value| (value & 0x7fff_ffff) as usize);
-            if !text.is_some_and(|at| at < texts.len() && texts.is_char_boundary(at)) {
+            let Some(text) = text.filter(|at| *at < texts.len() && texts.is_char_boundary(*at)) else {
                 return Err(broken());
+            };
+            if texts.as_bytes()[text..].iter().take(MOST_REPLACED).all(|byte| *byte != 0) {
+                return Err(
+                    "has a table of characters (`precompiled_charsmap`) that makes long texts of them".to_string()
+                );
             }
         }
         path.push((at, next, 1));

@@ -144,3 +144,28 @@ fn merges_that_do_not_belong() {
         assert!(problem.line.is_some(), "{merges}");
     }
 }
+
+/// A normalizer or a decoder that writes a book for a letter, by itself or with others, is refused before it sees a text.
+#[test]
+fn texts_are_not_blown_up() {
+    let replace =
+        |content: usize| json!({ "type": "Replace", "pattern": { "String": "a" }, "content": "a".repeat(content) });
+    let with = |part: &str, value: Value| {
+        let mut tokenizer = json!({
+            "version": "1.0", "added_tokens": [], "normalizer": null, "pre_tokenizer": null, "post_processor": null,
+            "decoder": null,
+            "model": { "type": "BPE", "vocab": { "a": 0, "b": 1 }, "merges": [], "unk_token": null }
+        });
+        tokenizer[part] = value;
+        Tokenizer::from_json(&tokenizer.to_string())
+    };
+    assert!(with("normalizer", replace(200)).is_ok());
+    let twice = |name: &str| json!({ "type": "Sequence", name: [replace(20), replace(20)] });
+    for (part, value) in
+        [("normalizer", replace(300)), ("normalizer", twice("normalizers")), ("decoder", twice("decoders"))]
+    {
+        let problem = with(part, value).expect_err(part);
+        assert_eq!(problem.code, TOKENIZER);
+        assert!(problem.message.contains("times as long"), "{}", problem.message);
+    }
+}
