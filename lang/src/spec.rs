@@ -176,7 +176,8 @@ impl DataSpec {
     }
 }
 
-/// Where rows or text come from. `.gz` and `.zst` files are read as what they hold; `*` in a path matches file names.
+/// Where rows or text come from. `.gz` and `.zst` files are read as what they hold; `*` in a path matches file names, and `{label}` in
+/// that of pictures and sounds is the label of each.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Source {
@@ -192,6 +193,10 @@ pub enum Source {
     Chat { path: String, format: Option<ChatFormat>, columns: ChatColumns, long: Long, span: Span },
     /// `idx(images: "train-images.gz", labels: "train-labels.gz")`: the files of MNIST.
     Idx { images: String, labels: String, span: Span },
+    /// `images("train/{label}/*.jpg", grey: false)`: a JPEG or PNG file for each picture.
+    Images { path: String, grey: bool, span: Span },
+    /// `sounds("{label}_*.wav", rate: 8_000)`: a WAV file for each sound, of so many samples a second.
+    Sounds { path: String, rate: Option<u64>, span: Span },
     /// `addition(digits: 2)`: rows `12+34=046`, all pairs; the loss counts the answer only.
     Addition { digits: u32, span: Span },
     /// `random_tokens(vocab: 65, count: 100_000)`: uniform token ids, for benchmarks.
@@ -281,7 +286,8 @@ pub enum Share {
 pub enum Form {
     /// `window = t`: pieces of one stream of tokens; `ids, next: int[t]`, `mask: bool[t]`.
     Window { axis: Axis },
-    /// `pad = t`: a row each, cut or filled to `t`; `ids, next: int[t]`, `mask: bool[t]`, and `label: int[]` where there is one.
+    /// `pad = t`: a row each, cut or filled to `t`; `ids, next: int[t]`, `mask: bool[t]`, and `label: int[]` where there is one. Of
+    /// sounds `sound: [t]` and `mask: bool[t]`.
     Pad { axis: Axis },
     /// `pack = t`: rows of `t` positions with several documents each; besides the fields of `pad` `document, position: int[t]`.
     Pack { axis: Axis },

@@ -239,10 +239,11 @@ fn examples_check() {
                 graph.verify().unwrap_or_else(|error| panic!("{name}: {error}"));
             }
             // Everything that is kept has a first value and, but for states that nothing changes, a next one.
-            let kept =
-                spec.weights.iter().map(|weight| &weight.path).chain(spec.states.iter().map(|state| &state.name));
-            for path in kept {
-                assert!(spec.init.output(path.as_str()).is_some(), "{name}: no first value of {path}");
+            let weights = spec.weights.iter().map(|weight| (&weight.path, &weight.origin));
+            for (path, origin) in weights.chain(spec.states.iter().map(|state| (&state.name, &state.origin))) {
+                // What another stage has trained is not made here.
+                let is_made = spec.init.output(path.as_str()).is_some();
+                assert_eq!(is_made, origin.is_none(), "{name}: the first value of {path}");
                 let next = spec
                     .step
                     .outputs()

@@ -75,6 +75,16 @@ fn chat() {
 }
 
 #[test]
+fn cifar() {
+    runs("examples/cifar.mdl", &["--steps", "3", "--width", "4", "--batch", "8"], &["base", "score"]);
+}
+
+#[test]
+fn spoken() {
+    runs("examples/spoken.mdl", &["--steps", "3", "--batch", "8"], &["base", "score"]);
+}
+
+#[test]
 fn bench() {
     runs("examples/bench.mdl", &[&["--steps", "4"][..], &SMALL].concat(), &["base"]);
 }

@@ -122,6 +122,51 @@ fn dropout_drops_its_share_while_training_and_nothing_after() {
     assert!(kept.iter().all(|x| *x == 0.0 || (x - 4.0 / 3.0).abs() < 1e-6));
 }
 
+/// What a function of `std.augment` makes of 300 rows of `1, 2, …, 12`, three of them side by side.
+fn changed(call: &str, trained: bool) -> Vec<Vec<f64>> {
+    let text = format!(
+        "use std.augment\naxis row = 300, a = 12, b = 3\nlayer Change[a, b]() {{ fn call(x: [.., a, b]) -> [.., a, b] = {call} }}\n\
+         model it = Change[a, b]()\nmodel result = it(float(index[a] + 1) + zeros[a, b, row]())\n"
+    );
+    let mut recipe = Recipe::new(&text, trained.then_some("it"));
+    let value = recipe.value("result");
+    recipe.elab.output("result", &value, HERE).expect("a tensor");
+    let all = run(&recipe.elab.finish(), &[])[0].1.to_f64();
+    let row = |b: usize, row: usize| (0..12).map(|a| all[(a * 3 + b) * 300 + row]).collect::<Vec<f64>>();
+    for n in 0..300 {
+        assert_eq!(row(0, n), row(1, n), "{call}: what is side by side changes together");
+        assert_eq!(row(0, n), row(2, n), "{call}");
+    }
+    (0..300).map(|n| row(0, n)).collect()
+}
+
+#[test]
+fn examples_are_changed_while_training_and_stay_what_they_are() {
+    let plain: Vec<f64> = (1..=12).map(f64::from).collect();
+    for call in ["jitter[a, b](x, 2)", "flip[a, b](x)", "blank[a, b](x, 4)"] {
+        assert!(changed(call, false).iter().all(|row| *row == plain), "{call}");
+    }
+    let moved = changed("jitter[a, b](x, 2)", true);
+    for by in -2..=2 {
+        let want: Vec<f64> =
+            (1..=12).map(|i| i + by).map(|i| if (1..=12).contains(&i) { f64::from(i) } else { 0.0 }).collect();
+        let n = moved.iter().filter(|row| **row == want).count();
+        assert!((30..=90).contains(&n), "moved by {by}: {n} of 300");
+    }
+    let back: Vec<f64> = plain.iter().rev().copied().collect();
+    let flipped = changed("flip[a, b](x)", true);
+    let n = flipped.iter().filter(|row| **row == back).count();
+    assert!((110..=190).contains(&n) && flipped.iter().all(|row| *row == back || *row == plain), "{n} of 300");
+    let mut longest = 0;
+    for row in changed("blank[a, b](x, 4)", true) {
+        let gone: Vec<usize> = (0..12).filter(|&i| row[i] == 0.0).collect();
+        assert!(gone.windows(2).all(|pair| pair[0] + 1 == pair[1]), "one run: {row:?}");
+        assert!((0..12).all(|i| row[i] == 0.0 || row[i] == plain[i]), "{row:?}");
+        longest = longest.max(gone.len());
+    }
+    assert_eq!(longest, 4);
+}
+
 /// One number that an expression gives.
 fn number(text: &str) -> f64 {
     let mut recipe = Recipe::new(&format!("axis a = 3, b = 2\nmodel result = {text}\n"), None);

@@ -25,7 +25,7 @@ fn axes(names: &Json, shape: &[u64]) -> Vec<Axis> {
 }
 
 fn recipe(case: &Json) -> String {
-    let mut text = String::new();
+    let mut text = case["use"].as_str().map_or_else(String::new, |name| format!("use {name}\n"));
     for (axis, size) in case["axes"].as_object().expect("axes") {
         text += &format!("axis {axis} = {size}\n");
     }

@@ -4,7 +4,7 @@
 usage: layers.py             (needs torch, numpy, safetensors)
 
 Writes `fixtures/layers.safetensors` and `fixtures/layers.json`. A case of the JSON holds `axes` (name -> size), `call` (an `.mdl`
-expression of the inputs, and of the layer `it` when there is one), `layer` (how `it` is built, or null), `training` where it is true,
+expression of the inputs, and of the layer `it` when there is one), `use` (what of the library it needs besides the prelude), `layer` (how `it` is built, or null), `training` where it is true,
 and the axes of each input, weight and result in the order in which the tensors store them. Tensors of case C: `C/in.x`, `C/w.PATH`, `C/out`, `C/seed` (what the
 result is multiplied by before it is summed), `C/d.in.x` and `C/d.w.PATH` (the derivatives of that sum).
 """
@@ -31,7 +31,7 @@ def store(name, value):
     TENSORS[name] = np.ascontiguousarray(value).reshape(value.shape)
 
 
-def case(name, axes, call, inputs, out_axes, run, layer=None, weights=None):
+def case(name, axes, call, inputs, out_axes, run, layer=None, weights=None, use=None):
     """`inputs` and `weights`: name -> (axes, tensor). `run` gets tensors by name, as keyword arguments in, w."""
     weights = weights or {}
     leaves = {**{f"in.{k}": v[1] for k, v in inputs.items()}, **{f"w.{k}": v[1] for k, v in weights.items()}}
@@ -47,7 +47,7 @@ def case(name, axes, call, inputs, out_axes, run, layer=None, weights=None):
             store(f"{name}/d.{key}", torch.zeros_like(value) if value.grad is None else value.grad)
     store(f"{name}/out", out)
     store(f"{name}/seed", seed)
-    CASES[name] = dict(axes=axes, layer=layer, call=call, inputs={k: v[0] for k, v in inputs.items()},
+    CASES[name] = (dict(use=use) if use else {}) | dict(axes=axes, layer=layer, call=call, inputs={k: v[0] for k, v in inputs.items()},
                        weights={k: v[0] for k, v in weights.items()}, out=out_axes)
 
 
@@ -259,10 +259,31 @@ def objectives():
          lambda i, w: F.ctc_loss(F.log_softmax(i["x"], -1).movedim(1, 0), i["label"].long(), frames, length, reduction="none"))
 
 
+def sounds():
+    """`torch.stft`, and the triangles of torchaudio's `MelSpectrogram` and of `librosa` with `htk=True`."""
+    rate, taps, hop, mels = 8000, 64, 24, 9
+    sound = dict(sound=(["batch", "sample"], draw(2, 300)))
+
+    def power(i, pad=True):
+        z = torch.stft(i["sound"], taps, hop, window=torch.hann_window(taps, dtype=torch.float64), center=pad, pad_mode="constant", return_complex=True)
+        return z.abs().square().movedim(-1, -2)
+
+    edges = torch.linspace(0, 1, mels + 2, dtype=torch.float64) * 2595 * np.log10(1 + rate / 2 / 700)
+    edges = 700 * (10 ** (edges / 2595) - 1)
+    slope = edges[None, :] - torch.linspace(0, rate / 2, taps // 2 + 1, dtype=torch.float64)[:, None]
+    width = edges[1:] - edges[:-1]
+    bands = torch.minimum(-slope[:, :-2] / width[:-1], slope[:, 2:] / width[1:]).clamp(min=0)
+    axes = dict(batch=2, sample=300)
+    case("spectrogram", axes, f"spectrogram(sound, {taps}, {hop})", sound, ["batch", "frame", "bin"], lambda i, w: power(i, False),
+         use="std.audio")
+    case("log_mel", axes | dict(mel=mels), f"log_mel[mel](sound, {rate}.0, {taps}, {hop}, pad: {taps // 2})", dict(sound=(["batch", "sample"], draw(2, 300))),
+         ["batch", "frame", "mel"], lambda i, w: torch.log(power(i) @ bands + 1e-6), use="std.audio")
+
+
 if __name__ == "__main__":
     torch.manual_seed(0)
     torch.set_num_threads(1)
-    for make in (pointwise, rows, norms, batch_norm, tables, attention, networks, recurrent, convolution, objectives):
+    for make in (pointwise, rows, norms, batch_norm, tables, attention, networks, recurrent, convolution, objectives, sounds):
         make()
     save_file(TENSORS, OUT / "layers.safetensors")
     (OUT / "layers.safetensors").chmod(0o644)

@@ -1,17 +1,19 @@
 #!/usr/bin/env python3
-"""Makes the small data sets that the examples ship: `reviews`, `reviews-zh`, `digits` and `chat` in `examples/data`.
+"""Makes the small data sets that the examples ship: `reviews`, `reviews-zh`, `digits`, `shapes`, `tones` and `chat` in `examples/data`.
 
 usage: samples.py
 
 They are generated, so that they are small, free, and the same everywhere. They have the layouts of SST-2 (`label sentence` lines), of
-ChnSentiCorp (tab-separated, with names), of MNIST (IDX files) and of Alpaca (`instruction`, `input`, `output`), so flags can point an
-example at the real ones.
+ChnSentiCorp (tab-separated, with names), of MNIST (IDX files), of a folder of pictures for each class, of the free spoken digits
+(`digit_speaker_take.wav`) and of Alpaca (`instruction`, `input`, `output`), so flags can point an example at the real ones.
 """
 import gzip
 import json
+import math
 import pathlib
 import random
 import struct
+import zlib
 
 OUT = pathlib.Path(__file__).resolve().parent.parent.parent / "examples" / "data"
 
@@ -151,8 +153,67 @@ def chat():
     (OUT / "chat" / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
+SHAPES = {
+    "disc": lambda r, c: r * r + c * c < 1,
+    "ring": lambda r, c: 0.4 < r * r + c * c < 1,
+    "square": lambda r, c: max(abs(r), abs(c)) < 0.85,
+    "cross": lambda r, c: min(abs(r), abs(c)) < 0.3 and max(abs(r), abs(c)) < 1,
+}
+
+
+def png(rows):
+    """Rows of (red, green, blue) as the bytes of a PNG file."""
+    def chunk(kind, body):
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    raw = b"".join(b"\0" + bytes(value for point in row for value in point) for row in rows)
+    head = struct.pack(">IIBBBBB", len(rows[0]), len(rows), 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(raw, 9)) + chunk(b"IEND", b"")
+
+
+def shapes():
+    """A shape in one colour on a ground of another, 32 by 32."""
+    rng = random.Random(4)
+    for part, count in (("train", 40), ("test", 10)):
+        for name, inside in SHAPES.items():
+            folder = OUT / "shapes" / part / name
+            folder.mkdir(parents=True, exist_ok=True)
+            for n in range(count):
+                ink, ground = ([rng.randrange(8) * 32 for _ in range(3)] for _ in range(2))
+                while sum(abs(a - b) for a, b in zip(ink, ground)) < 150:
+                    ink = [rng.randrange(8) * 32 for _ in range(3)]
+                size = rng.uniform(6, 13)
+                row, column = rng.uniform(size, 32 - size), rng.uniform(size, 32 - size)
+                rows = [[ink if inside((r + 0.5 - row) / size, (c + 0.5 - column) / size) else ground for c in range(32)] for r in range(32)]
+                (folder / f"{n:04}.png").write_bytes(png(rows))
+
+
+def tones():
+    """The keys of a telephone: each digit is two tones at once, said by three voices, 8,000 samples a second of 8 bits."""
+    rng = random.Random(5)
+    folder = OUT / "tones" / "recordings"
+    folder.mkdir(parents=True, exist_ok=True)
+    low, high = (697, 770, 852, 941), (1209, 1336, 1477)
+    keys = {str(1 + 3 * r + c): (low[r], high[c]) for r in range(3) for c in range(3)} | {"0": (low[3], high[1])}
+    for digit, (a, b) in sorted(keys.items()):
+        for voice in ("ann", "ben", "cleo"):
+            for take in range(4):
+                n, start, loud = rng.randrange(1600, 2400), rng.randrange(200, 700), rng.uniform(20, 45)
+                wave = bytearray()
+                for i in range(n):
+                    seconds = i / 8000
+                    sound = loud * (math.sin(2 * math.pi * a * seconds) + math.sin(2 * math.pi * b * seconds)) if start < i < n - 200 else 0
+                    wave.append(128 + round(max(-127, min(127, sound + rng.gauss(0, 3)))))
+                head = b"WAVEfmt " + struct.pack("<IHHIIHH", 16, 1, 1, 8000, 8000, 1, 8) + b"data" + struct.pack("<I", n)
+                pad = b"\0" * (n % 2)
+                body = head + bytes(wave) + pad
+                (folder / f"{digit}_{voice}_{take}.wav").write_bytes(b"RIFF" + struct.pack("<I", len(body)) + body)
+
+
 if __name__ == "__main__":
     reviews()
     reviews_zh()
     digits()
     chat()
+    shapes()
+    tones()

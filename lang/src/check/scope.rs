@@ -263,7 +263,7 @@ impl Elaborator<'_> {
     }
 
     /// The size of an axis in scope.
-    pub(super) fn axis_size(&mut self, env: &Env, name: &Name, span: Span) -> Eval<Option<u64>> {
+    pub(crate) fn axis_size(&mut self, env: &Env, name: &Name, span: Span) -> Eval<Option<u64>> {
         if let Some(size) = self.local_axis_size(env, name) {
             return Ok(Some(size));
         }

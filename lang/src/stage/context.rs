@@ -349,11 +349,9 @@ impl Compute for Context<'_> {
         if !declared_axes(&self.file()).any(|known| known == name) {
             return Ok(None);
         }
-        let expr = Expr { kind: ExprKind::Name(name.to_owned()), span: Span::default() };
-        match self.elab.eval(&self.env, &expr) {
-            Ok(Value::Axis(axis)) => Ok(Some(axis)),
-            // An `arg` or another item has the name too: the axis is what the brackets of a type would mean by it.
-            Ok(value) => Ok(value.as_int().and_then(|size| u64::try_from(size).ok()).map(|size| Axis::new(name, size))),
+        // What the brackets of a type mean by it, whatever else has the name too: an `arg`, or a function such as `sample`.
+        match self.elab.axis_size(&self.env, &name.into(), Span::default()) {
+            Ok(size) => Ok(size.map(|size| Axis::new(name, size))),
             Err(Stop) => Err(Reported),
         }
     }

@@ -181,6 +181,16 @@ fn source(compute: &mut dyn Compute, called: &Called<'_>) -> Option<Source> {
             let labels = called.text(compute, "labels");
             Source::Idx { images: images?, labels: labels?, span }
         }
+        "images" => {
+            let path = called.text(compute, "path");
+            let grey = whole(called.get("grey").map(|(row, expr)| read::boolean(compute, row, expr)));
+            Source::Images { path: path?, grey: grey?.unwrap_or(false), span }
+        }
+        "sounds" => {
+            let path = called.text(compute, "path");
+            let rate = whole(called.get("rate").map(|(row, expr)| read::count(compute, row, expr)));
+            Source::Sounds { path: path?, rate: rate?.map(|count| count.value), span }
+        }
         "addition" => {
             let digits = called.count(compute, "digits")?;
             Source::Addition { digits: u32::try_from(digits).ok()?, span }
@@ -452,6 +462,7 @@ enum Gives {
     Text,
     Tokens,
     Images,
+    Sounds,
 }
 
 fn gives(source: &Source) -> Gives {
@@ -463,7 +474,8 @@ fn gives(source: &Source) -> Gives {
         | Source::Chat { .. }
         | Source::Addition { .. } => Gives::Text,
         Source::RandomTokens { .. } => Gives::Tokens,
-        Source::Idx { .. } => Gives::Images,
+        Source::Idx { .. } | Source::Images { .. } => Gives::Images,
+        Source::Sounds { .. } => Gives::Sounds,
     }
 }
 
@@ -523,7 +535,10 @@ fn go_together(compute: &mut dyn Compute, fields: &Fields<'_>, spec: &DataSpec, 
     if all.iter().any(|other| *other != first) {
         problems.push(
             Diagnostic::error(Code::E0308, "the sources give different things")
-                .label(before(if spec.sources.is_empty() { "split" } else { "source" }), "text, tokens or images")
+                .label(
+                    before(if spec.sources.is_empty() { "split" } else { "source" }),
+                    "text, tokens, images or sounds",
+                )
                 .help("one block gives one kind of batch; make a block for each"),
         );
     } else {
@@ -533,7 +548,7 @@ fn go_together(compute: &mut dyn Compute, fields: &Fields<'_>, spec: &DataSpec, 
                     .label(span, "missing in this block")
                     .help("tokenizer: how text becomes token ids, such as `chars()` or `bpe(vocab: 8_192)`"),
             ),
-            (Gives::Tokens | Gives::Images, Some(_)) => problems.push(
+            (Gives::Tokens | Gives::Images | Gives::Sounds, Some(_)) => problems.push(
                 Diagnostic::error(Code::E0308, "the source gives no text, so there is nothing for a tokenizer")
                     .label(before("tokenizer"), "not used"),
             ),
@@ -545,16 +560,23 @@ fn go_together(compute: &mut dyn Compute, fields: &Fields<'_>, spec: &DataSpec, 
                     .label(span, "missing in this block")
                     .help("window: the axis of pieces of a running text; pad: the axis of rows of their own; pack: of rows that several share; `axis t = 256`, `window = t`"),
             ),
-            (Gives::Images, Form::Window { .. } | Form::Pad { .. } | Form::Pack { .. }) => {
+            (Gives::Sounds, Form::Rows) => problems.push(
+                Diagnostic::error(Code::E0302, "`data` needs the field `pad`")
+                    .label(span, "missing in this block")
+                    .help("pad: the axis that each sound is cut or filled to; `axis sample = 8_000`, `pad = sample`"),
+            ),
+            (Gives::Images, Form::Window { .. } | Form::Pad { .. } | Form::Pack { .. })
+            | (Gives::Sounds, Form::Window { .. } | Form::Pack { .. }) => {
                 let field = match spec.form {
                     Form::Window { .. } => "window",
                     Form::Pad { .. } => "pad",
                     Form::Pack { .. } | Form::Rows => "pack",
                 };
-                problems.push(
-                    Diagnostic::error(Code::E0308, format!("images are rows as they are, and have no `{field}`"))
-                        .label(before(field), "not used"),
-                );
+                let message = match first {
+                    Gives::Sounds => format!("sounds are rows of their own: they have `pad`, and no `{field}`"),
+                    _ => format!("images are rows as they are, and have no `{field}`"),
+                };
+                problems.push(Diagnostic::error(Code::E0308, message).label(before(field), "not used"));
             }
             _ => {}
         }

@@ -20,6 +20,12 @@ const PATH: FieldRow = arg(
     Need::Required,
     "Relative to the recipe; `*` matches file names; `.gz` and `.zst` are unpacked.",
 );
+const NAMED: FieldRow = arg(
+    "path",
+    Takes::Path,
+    Need::Required,
+    "Relative to the recipe; `*` matches file names, `{a, b}` one of these, `{0..5}` a number from 0 to 4; what stands at `{label}` is the label.",
+);
 const TEXT: FieldRow = arg("text", Takes::Column, Need::Default("\"text\""), "The column of the text.");
 const LABEL: FieldRow = arg("label", Takes::Column, Need::Default("none"), "The column of the label.");
 const STEPS: FieldRow =
@@ -107,8 +113,25 @@ pub(super) const SOURCES: &[FunctionRow] = &[
         ],
         "Token ids drawn at random, for benchmarks.",
     ),
+    function(
+        "images",
+        &[NAMED, arg("grey", Takes::Bool, Need::Default("false"), "One channel in place of red, green and blue.")],
+        "Pictures of one size, a JPEG or PNG file each: batches hold `image`, from 0 to 1; transparency is left out.",
+    ),
+    function(
+        "sounds",
+        &[
+            NAMED,
+            arg(
+                "rate",
+                Takes::Count { least: 1, most: 768_000, units: &[] },
+                Need::Default("that of the files, which is one"),
+                "Samples a second; a file with another number is refused.",
+            ),
+        ],
+        "Sounds, a WAV file each: batches hold `sound`, from -1 to 1, and `mask`; several channels become their mean.",
+    ),
     later("parquet", "Rows of Parquet files."),
-    later("images", "Image files in folders."),
 ];
 
 /// `tokenizer = …`

@@ -79,7 +79,7 @@ impl World for FakeWorld {
         let classes = match first {
             Source::Lines { .. } => 2,
             Source::Jsonl { label, .. } | Source::Csv { label, .. } => has_label(label),
-            Source::Idx { .. } => 10,
+            Source::Idx { .. } | Source::Images { .. } | Source::Sounds { .. } => 10,
             _ => 0,
         };
         let rows = |part: &Share| match (part, &spec.form) {
@@ -90,16 +90,25 @@ impl World for FakeWorld {
         Ok(DataFacts {
             vocab,
             classes,
-            fields: fields(spec, classes),
+            fields: fields(spec, first, classes),
             rows: spec.split.parts.iter().map(|part| (part.name.clone(), rows(&part.share))).collect(),
             hash: "fake".to_owned(),
         })
     }
 }
 
-fn fields(spec: &DataSpec, classes: u64) -> Vec<Field> {
+fn fields(spec: &DataSpec, source: &Source, classes: u64) -> Vec<Field> {
     let field = |name: &str, dtype, axes: Vec<Axis>| Field { name: name.to_owned(), dtype, axes };
     match &spec.form {
+        Form::Rows if matches!(source, Source::Images { .. }) => vec![
+            field("image", DType::F32, vec![Axis::new("row", 32), Axis::new("column", 32), Axis::new("channel", 3)]),
+            field("label", DType::I32, Vec::new()),
+        ],
+        Form::Pad { axis } if matches!(source, Source::Sounds { .. }) => vec![
+            field("sound", DType::F32, vec![axis.clone()]),
+            field("mask", DType::Bool, vec![axis.clone()]),
+            field("label", DType::I32, Vec::new()),
+        ],
         Form::Rows => vec![
             field("image", DType::F32, vec![Axis::new("row", 28), Axis::new("column", 28), Axis::new("channel", 1)]),
             field("label", DType::I32, Vec::new()),

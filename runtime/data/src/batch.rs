@@ -16,6 +16,7 @@ use crate::dataset::pack::{Piece, pack};
 use crate::dataset::{Content, Ids, Part, TextRows};
 use crate::permutation::{Permutation, mix};
 use crate::problem::{MISMATCH, Problem, WINDOW};
+use crate::source::Sounds;
 use mdl_graph::Axis;
 use mdl_lang::spec::{Curriculum, Field, Form};
 use std::ops::Range;
@@ -46,7 +47,7 @@ pub enum FieldSlice<'a> {
 pub struct Filled {
     /// Different rows with data. The others are repeated, or zeros with a mask that is false.
     pub n_rows: usize,
-    /// What the mean of the batch is over: the rows of pictures and of texts with a label, else the positions whose mask
+    /// What the mean of the batch is over: the rows of pictures, of sounds and of texts with a label, else the positions whose mask
     /// is true, those of repeated rows once.
     pub n_counted: usize,
 }
@@ -120,6 +121,7 @@ enum FieldName {
     Turn,
     Label,
     Image,
+    Sound,
 }
 
 /// Keys the order of training apart from the split.
@@ -159,6 +161,7 @@ impl Batcher {
                 "turn" => FieldName::Turn,
                 "label" => FieldName::Label,
                 "image" => FieldName::Image,
+                "sound" => FieldName::Sound,
                 other => return Err(Problem::new(MISMATCH, format!("no batch has a field `{other}`"))),
             };
             let mut axes = vec![("batch".to_string(), batch)];
@@ -264,6 +267,7 @@ impl Batcher {
                 Content::Rows(rows) => self.text_row(rows, place as usize, row, buffers),
                 Content::Packed(rows, bins) => self.pieces(rows, bins.row(place as usize), row, buffers),
                 Content::Pictures { .. } => self.picture(place as usize, row, buffers),
+                Content::Sounds { .. } => self.sound(place as usize, row, buffers),
                 Content::Stream(_) => 0,
             };
             if row < n_rows {
@@ -385,7 +389,7 @@ impl Batcher {
                         learned(rows, piece, |_, places| field.put(out, row, places.start + at..places.end + at, 1));
                     }
                 }
-                (FieldName::Label | FieldName::Image, _) => {}
+                (FieldName::Label | FieldName::Image | FieldName::Sound, _) => {}
                 (name, FieldSlice::I32(out)) => {
                     let behind = if matches!(name, FieldName::Document | FieldName::Turn) { -1 } else { 0 };
                     field.put(out, row, n_filled..size, behind);
@@ -398,7 +402,7 @@ impl Batcher {
                             FieldName::Document => field.put(out, row, places, nth),
                             FieldName::Position => field.count(out, row, places),
                             FieldName::Turn => field.turns(out, row, rows, piece, at),
-                            FieldName::Mask | FieldName::Label | FieldName::Image => {}
+                            FieldName::Mask | FieldName::Label | FieldName::Image | FieldName::Sound => {}
                         }
                     }
                     if name == FieldName::Position {
@@ -422,6 +426,22 @@ impl Batcher {
         for (field, buffer) in self.fields.iter().zip(buffers) {
             match (field.name, buffer) {
                 (FieldName::Image, FieldSlice::F32(out)) => field.image(out, row, pixels, [*rows, *columns, *channels]),
+                (FieldName::Label, FieldSlice::I32(out)) => field.label(out, row, labels[place]),
+                (_, FieldSlice::Skip) => {}
+                (name, _) => panic!("the buffer of {name:?} has another type"),
+            }
+        }
+        1
+    }
+
+    fn sound(&self, place: usize, row: usize, buffers: &mut [FieldSlice<'_>]) -> usize {
+        let Content::Sounds { samples, ends, labels } = &self.part.content else { return 0 };
+        let (size, samples) = (self.n_positions, &samples[Sounds::place(ends, place)]);
+        let samples = &samples[..samples.len().min(size)];
+        for (field, buffer) in self.fields.iter().zip(buffers) {
+            match (field.name, buffer) {
+                (FieldName::Sound, FieldSlice::F32(out)) => field.samples(out, row, samples, size),
+                (FieldName::Mask, FieldSlice::Bool(out)) => field.mask(out, row, 0..samples.len(), size),
                 (FieldName::Label, FieldSlice::I32(out)) => field.label(out, row, labels[place]),
                 (_, FieldSlice::Skip) => {}
                 (name, _) => panic!("the buffer of {name:?} has another type"),
@@ -496,7 +516,7 @@ impl Content {
     fn n_tokens(&self) -> Option<usize> {
         match self {
             Content::Stream(ids) => Some(ids.len()),
-            Content::Rows(_) | Content::Packed(..) | Content::Pictures { .. } => None,
+            Content::Rows(_) | Content::Packed(..) | Content::Pictures { .. } | Content::Sounds { .. } => None,
         }
     }
 
@@ -506,7 +526,10 @@ impl Content {
             Content::Stream(ids) => n_cut(ids.len(), size),
             Content::Rows(rows) => rows.ends.len() as u64,
             Content::Packed(_, bins) => bins.len() as u64,
-            Content::Pictures { labels, .. } => labels.len() as u64,
+            Content::Pictures { rows, columns, channels, pixels, .. } => {
+                (pixels.len() / (rows * columns * channels)) as u64
+            }
+            Content::Sounds { ends, .. } => ends.len() as u64,
         }
     }
 
@@ -541,6 +564,14 @@ impl FieldPlace {
                 }
             }
         }
+    }
+
+    /// Samples, then zeros.
+    fn samples(&self, out: &mut [f32], row: usize, samples: &[f32], size: usize) {
+        self.check(out.len());
+        let (first, stride) = (row * self.strides[0], self.strides[1]);
+        samples.iter().enumerate().for_each(|(i, &sample)| out[first + i * stride] = sample);
+        (samples.len()..size).for_each(|i| out[first + i * stride] = 0.0);
     }
 
     fn label(&self, out: &mut [i32], row: usize, label: i32) {

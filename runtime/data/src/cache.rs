@@ -2,7 +2,7 @@
 //!
 //! `CACHE/<hash>/report.json` holds the facts and the checksums of its neighbours; `ids.bin` the arrays of every part,
 //! little-endian, behind a JSON header that says where each lies. What is damaged is not used: it is made again.
-//! Pictures are not kept: their files are as quick to read.
+//! Pictures and sounds are not kept: their files are as quick to read.
 
 use crate::atomic::{recover, write_folder};
 use crate::dataset::{Content, Dataset, Ids, Part, TextRows, is_chat};
@@ -131,7 +131,7 @@ fn serialize(dataset: &Dataset) -> Option<Vec<u8>> {
         let (ids, rows) = match &part.content {
             Content::Stream(ids) => (ids, None),
             Content::Rows(rows) | Content::Packed(rows, _) => (&rows.ids, Some(rows)),
-            Content::Pictures { .. } => return None,
+            Content::Pictures { .. } | Content::Sounds { .. } => return None,
         };
         let id_bytes = match ids {
             Ids::U8(_) => 1,

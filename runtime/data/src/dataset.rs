@@ -46,7 +46,20 @@ pub(crate) enum Content {
     Stream(Ids),
     Rows(TextRows),
     Packed(TextRows, pack::Bins),
-    Pictures { rows: usize, columns: usize, channels: usize, pixels: Vec<u8>, labels: Vec<i32> },
+    /// Labels are one for each, or none at all, here and of sounds.
+    Pictures {
+        rows: usize,
+        columns: usize,
+        channels: usize,
+        pixels: Vec<u8>,
+        labels: Vec<i32>,
+    },
+    /// Samples of one sound after another, and where each ends.
+    Sounds {
+        samples: Vec<f32>,
+        ends: Vec<usize>,
+        labels: Vec<i32>,
+    },
 }
 
 /// Rows of ids, one after another.

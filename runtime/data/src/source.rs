@@ -7,7 +7,10 @@ mod chats;
 mod files;
 mod generated;
 mod idx;
+mod names;
+mod pictures;
 mod rows;
+mod sounds;
 
 use crate::chat::{Chat, Said};
 use crate::problem::{Checked, MISMATCH, Problem};
@@ -18,7 +21,8 @@ use std::path::Path;
 pub use files::SourceFile;
 pub(crate) use files::hex;
 pub(crate) use files::read as read_files;
-pub use idx::Pictures;
+pub use pictures::Pictures;
+pub use sounds::Sounds;
 
 /// One text, and what is known about it.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -44,6 +48,7 @@ pub enum Examples {
     Text(String),
     Documents(Vec<Document>),
     Pictures(Pictures),
+    Sounds(Sounds),
     /// Token ids as they are, with the size of their vocabulary.
     Ids {
         ids: Vec<u32>,
@@ -76,6 +81,7 @@ fn files_of(source: &Source, base: &Path) -> Checked<Vec<SourceFile>> {
         | Source::Csv { path, .. }
         | Source::Lines { path, .. }
         | Source::Chat { path, .. } => files::read(path, base),
+        Source::Images { path, .. } | Source::Sounds { path, .. } => files::labelled(path, base),
         Source::Idx { images, labels, .. } => {
             let mut problems = Vec::new();
             let mut all = Vec::new();
@@ -136,6 +142,8 @@ fn parse(source: &Source, files: &[SourceFile], first_file: usize) -> Checked<Ex
             rows::all(files, first_file, |file, out| chats::chats(file, *format, columns, out))
         }
         Source::Idx { .. } => Ok(Examples::Pictures(idx::pictures(files)?)),
+        Source::Images { grey, .. } => Ok(Examples::Pictures(pictures::pictures(files, *grey)?)),
+        Source::Sounds { rate, .. } => Ok(Examples::Sounds(sounds::sounds(files, *rate)?)),
         Source::Addition { digits, .. } => Ok(Examples::Documents(generated::addition(*digits)?)),
         Source::RandomTokens { vocab, count, .. } => {
             let (ids, vocab) = generated::random_tokens(*vocab, *count)?;
@@ -153,6 +161,8 @@ pub fn span_of(source: &Source) -> Span {
         | Source::Lines { span, .. }
         | Source::Chat { span, .. }
         | Source::Idx { span, .. }
+        | Source::Images { span, .. }
+        | Source::Sounds { span, .. }
         | Source::Addition { span, .. }
         | Source::RandomTokens { span, .. } => *span,
     }
@@ -184,6 +194,7 @@ fn join(parsed: Vec<Examples>) -> Checked<Examples> {
                 Examples::Text(a)
             }
             (Examples::Pictures(a), Examples::Pictures(b)) => Examples::Pictures(a.join(b)?),
+            (Examples::Sounds(a), Examples::Sounds(b)) => Examples::Sounds(a.join(b)?),
             (a @ (Examples::Text(_) | Examples::Documents(_)), b @ (Examples::Text(_) | Examples::Documents(_))) => {
                 let mut documents = documents(a);
                 documents.append(&mut self::documents(b));
@@ -191,7 +202,9 @@ fn join(parsed: Vec<Examples>) -> Checked<Examples> {
             }
             _ => {
                 return Err(Problem::new(MISMATCH, "the sources of the block do not go together")
-                    .help("texts go with texts, pictures with pictures; generated tokens stand alone")
+                    .help(
+                        "texts go with texts, pictures with pictures, sounds with sounds; generated tokens stand alone",
+                    )
                     .into());
             }
         };
@@ -203,7 +216,7 @@ fn documents(examples: Examples) -> Vec<Document> {
     match examples {
         Examples::Text(text) => vec![Document { text, ..Document::default() }],
         Examples::Documents(documents) => documents,
-        Examples::Pictures(_) | Examples::Ids { .. } => Vec::new(),
+        Examples::Pictures(_) | Examples::Sounds(_) | Examples::Ids { .. } => Vec::new(),
     }
 }
 

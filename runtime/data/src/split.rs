@@ -5,7 +5,7 @@
 
 use crate::permutation::{Permutation, mix};
 use crate::problem::{Checked, MISMATCH, Problem, SPLIT};
-use crate::source::{Document, Examples, Pictures};
+use crate::source::{Document, Examples, Pictures, Sounds};
 use std::collections::BTreeMap;
 
 /// Keys the split apart from the order of training.
@@ -63,9 +63,20 @@ pub(crate) fn cut(
             dealt.iter().map(|rows| Examples::Documents(pick(&mut documents, rows))).collect()
         }
         Examples::Pictures(pictures) => {
-            let class = |i: usize| stratify.then(|| pictures.labels[i]);
+            if pictures.labels.is_empty() {
+                no_labels(stratify)?;
+            }
+            let class = |i: usize| if stratify { pictures.labels.get(i) } else { None };
             let dealt = deal(pictures.len(), class, |_| None, &ends, seed);
             dealt.iter().map(|rows| Examples::Pictures(pick_pictures(&pictures, rows))).collect()
+        }
+        Examples::Sounds(sounds) => {
+            if sounds.labels.is_empty() {
+                no_labels(stratify)?;
+            }
+            let class = |i: usize| if stratify { sounds.labels.get(i) } else { None };
+            let dealt = deal(sounds.ends.len(), class, |_| None, &ends, seed);
+            dealt.iter().map(|rows| Examples::Sounds(pick_sounds(&sounds, rows))).collect()
         }
     };
     Ok(parts.iter().map(|(name, _)| name.clone()).zip(cut).collect())
@@ -165,13 +176,23 @@ fn pick(documents: &mut [Document], rows: &[usize]) -> Vec<Document> {
     rows.iter().map(|&row| std::mem::take(&mut documents[row])).collect()
 }
 
+fn pick_sounds(sounds: &Sounds, rows: &[usize]) -> Sounds {
+    let mut picked = Sounds { rate: sounds.rate, samples: Vec::new(), ends: Vec::new(), labels: Vec::new() };
+    for &row in rows {
+        picked.samples.extend_from_slice(&sounds.samples[Sounds::place(&sounds.ends, row)]);
+        picked.ends.push(picked.samples.len());
+        picked.labels.extend(sounds.labels.get(row).cloned());
+    }
+    picked
+}
+
 fn pick_pictures(pictures: &Pictures, rows: &[usize]) -> Pictures {
     let size = pictures.rows * pictures.columns * pictures.channels;
     let mut pixels = Vec::with_capacity(rows.len() * size);
     for &row in rows {
         pixels.extend_from_slice(&pictures.pixels[row * size..(row + 1) * size]);
     }
-    let labels = rows.iter().map(|&row| pictures.labels[row]).collect();
+    let labels = rows.iter().filter_map(|&row| pictures.labels.get(row).cloned()).collect();
     Pictures { pixels, labels, ..*pictures }
 }
 

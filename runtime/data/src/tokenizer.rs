@@ -209,7 +209,7 @@ pub fn of_folder(folder: &Path) -> Checked<Tokenizer> {
     let mut files = Vec::new();
     for path in files_at("", folder)? {
         let stored = fs::read(&path).map_err(|error| Problem::reading(&path, &error))?;
-        files.push(SourceFile { path, stored, sha256: String::new() });
+        files.push(SourceFile { path, stored, sha256: String::new(), label: None });
     }
     Ok(Tokenizer::from_files(&files)?)
 }

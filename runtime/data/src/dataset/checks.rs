@@ -1,7 +1,7 @@
 //! What examples must be before they are encoded: there, of a kind that the block's form takes, with labels that agree.
 
 use crate::problem::{BAD_LABEL, EMPTY, MISMATCH, Problem, SPLIT, WINDOW};
-use crate::source::{Document, Examples};
+use crate::source::{Document, Examples, Pictures, Sounds};
 use mdl_graph::Axis;
 use mdl_lang::spec::{DataSpec, Form, Source};
 
@@ -10,11 +10,12 @@ pub(super) fn not_empty(name: &str, examples: &Examples, n_parts: usize) -> Opti
         Examples::Text(text) => text.is_empty(),
         Examples::Documents(documents) => documents.is_empty(),
         Examples::Pictures(pictures) => pictures.is_empty(),
+        Examples::Sounds(sounds) => sounds.ends.is_empty(),
         Examples::Ids { ids, .. } => ids.is_empty(),
     };
     is_empty.then(|| {
         if n_parts == 1 {
-            Problem::new(EMPTY, "the sources hold no text, no row and no picture")
+            Problem::new(EMPTY, "the sources hold no text, no row, no picture and no sound")
         } else {
             Problem::new(SPLIT, format!("the part {name} gets nothing"))
                 .help("its share is too small for this much data, or its files are empty")
@@ -34,6 +35,10 @@ pub(super) fn fits(spec: &DataSpec, examples: &Examples) -> Option<Problem> {
             wrong("pictures are not tokenized", "take `tokenizer` out")
         }
         (Examples::Pictures(_), Form::Rows) => None,
+        (Examples::Sounds(_), Form::Pad { .. }) if !has_tokenizer => None,
+        (Examples::Sounds(_), _) => {
+            wrong("sounds are cut or filled to an axis", "take `pad = sample`, and no tokenizer")
+        }
         (_, Form::Rows) => wrong(
             "a batch of texts needs a length",
             "add `window = t` for pieces of a running text, or `pad = t` for a row per example",
@@ -66,10 +71,28 @@ pub(super) fn fits(spec: &DataSpec, examples: &Examples) -> Option<Problem> {
     }
 }
 
+/// Whether the pictures of all parts have one size, and the sounds one rate.
+pub(super) fn alike(parts: &[(String, Examples)]) -> Option<Problem> {
+    let (first, of_first) = parts.first()?;
+    parts.iter().skip(1).find_map(|(name, examples)| {
+        let message = match (of_first, examples) {
+            (Examples::Pictures(a), Examples::Pictures(b)) => {
+                let [a, b] = [a, b].map(|p| (p.rows, p.columns, p.channels));
+                (a != b).then(|| format!("the pictures of {first} are {a:?}, and those of {name} {b:?}"))
+            }
+            (Examples::Sounds(a), Examples::Sounds(b)) => (a.rate != b.rate).then(|| {
+                format!("the sounds of {first} have {} samples a second, and those of {name} {}", a.rate, b.rate)
+            }),
+            _ => None,
+        };
+        Some(Problem::new(MISMATCH, message?).help("what a model sees has one size: bring the files to it first"))
+    })
+}
+
 /// The distinct labels in order: as numbers where all are numbers, else as text.
 pub(super) fn number_labels(spec: &DataSpec, parts: &[(String, Examples)]) -> Result<Vec<String>, Problem> {
     let mut per_part: Vec<Vec<String>> = Vec::new();
-    let (mut n_with, mut without): (usize, Option<&Document>) = (0, None);
+    let (mut n_with, mut without, mut is_bare): (usize, Option<&Document>, bool) = (0, None, false);
     for (_, examples) in parts {
         let mut found: Vec<String> = match examples {
             Examples::Documents(documents) => {
@@ -77,7 +100,12 @@ pub(super) fn number_labels(spec: &DataSpec, parts: &[(String, Examples)]) -> Re
                 without = without.or(documents.iter().find(|document| document.label.is_none()));
                 documents.iter().filter_map(|document| document.label.clone()).collect()
             }
-            Examples::Pictures(pictures) => pictures.labels.iter().map(u8::to_string).collect(),
+            Examples::Pictures(Pictures { labels, .. }) | Examples::Sounds(Sounds { labels, .. }) => {
+                // One for each, or none.
+                n_with += labels.len();
+                is_bare |= labels.is_empty();
+                labels.clone()
+            }
             Examples::Text(_) | Examples::Ids { .. } => Vec::new(),
         };
         found.sort_unstable();
@@ -86,6 +114,10 @@ pub(super) fn number_labels(spec: &DataSpec, parts: &[(String, Examples)]) -> Re
     }
     if let (true, Some(document)) = (n_with > 0, without) {
         return Err(Problem::new(BAD_LABEL, "some rows have a label and others have none").line(document.line));
+    }
+    if n_with > 0 && is_bare {
+        let problem = Problem::new(BAD_LABEL, "some parts have labels and others have none");
+        return Err(problem.help("write `{label}` into the path of each part, or of none"));
     }
     let mut labels: Vec<String> = per_part.concat();
     labels.sort_unstable();

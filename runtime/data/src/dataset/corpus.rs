@@ -171,7 +171,10 @@ fn hash<'a>(
     add(&value.to_string());
     for gathered in std::iter::once(shared).chain(own.iter().flatten()) {
         add("files");
-        gathered.files().for_each(|file| add(&file.sha256));
+        for file in gathered.files() {
+            add(&file.sha256);
+            file.label.iter().for_each(|label| add(label));
+        }
     }
     add("tokenizer");
     beside.for_each(add);

@@ -4,7 +4,7 @@ use super::{Content, Ids, TextRows};
 use crate::chat::Chat;
 use crate::facts::{FileFacts, PartFacts};
 use crate::problem::{CUT_EMPTY, Checked, EMPTY, MISMATCH, NO_END, Problem, TWICE_BEGUN};
-use crate::source::{Document, Examples};
+use crate::source::{Document, Examples, Sounds};
 use crate::tokenizer::Tokenizer;
 use mdl_graph::Axis;
 use mdl_lang::spec::Form;
@@ -25,9 +25,10 @@ pub(super) struct Encoder<'a> {
     pub(super) drops_long: bool,
 }
 
-/// Says how many rows are longer than their axis.
+/// Says how many rows are longer than their axis, counted in `unit`.
 pub(super) fn note_of_cut(
     name: &str,
+    unit: &str,
     axis: &Axis,
     is_labelled: bool,
     lens: impl Iterator<Item = u64>,
@@ -39,7 +40,7 @@ pub(super) fn note_of_cut(
         n += 1;
         n_cut += u64::from(len > room);
     }
-    (n_cut > 0).then(|| format!("{n_cut} of {n} rows of {name} are longer than {} tokens and were cut", axis.size))
+    (n_cut > 0).then(|| format!("{n_cut} of {n} rows of {name} are longer than {} {unit} and were cut", axis.size))
 }
 
 /// Ids, and which of them are learned.
@@ -68,10 +69,17 @@ impl Encoder<'_> {
     ) -> Checked<Content> {
         let content = match (examples, self.form) {
             (Examples::Pictures(pictures), _) => {
-                let number = |label: &u8| self.number(&label.to_string());
-                let labels = pictures.labels.iter().map(number).collect();
+                let labels = pictures.labels.iter().map(|label| self.number(label)).collect();
                 let (rows, columns, channels) = (pictures.rows, pictures.columns, pictures.channels);
                 Content::Pictures { rows, columns, channels, pixels: pictures.pixels, labels }
+            }
+            (Examples::Sounds(sounds), form) => {
+                if let Form::Pad { axis } = form {
+                    let lens = (0..sounds.ends.len()).map(|i| Sounds::place(&sounds.ends, i).len() as u64);
+                    notes.extend(note_of_cut(name, "samples", axis, true, lens));
+                }
+                let labels = sounds.labels.iter().map(|label| self.number(label)).collect();
+                Content::Sounds { samples: sounds.samples, ends: sounds.ends, labels }
             }
             (Examples::Ids { ids: all, .. }, _) => {
                 let mut ids = Ids::new(self.vocab);
@@ -104,7 +112,7 @@ impl Encoder<'_> {
                 let (rows, n_bytes) = self.rows(name, documents, axis, files, notes)?;
                 facts.counted_bytes = n_bytes;
                 let lens = (0..rows.ends.len()).map(|row| rows.row(row).len() as u64);
-                notes.extend(note_of_cut(name, axis, rows.labels.is_some(), lens));
+                notes.extend(note_of_cut(name, "tokens", axis, rows.labels.is_some(), lens));
                 Content::Rows(rows)
             }
             (Examples::Documents(documents), Form::Pack { axis }) => {
@@ -113,7 +121,7 @@ impl Encoder<'_> {
                 let is_chat = !self.splits;
                 if is_chat {
                     let lens = (0..rows.ends.len()).map(|row| rows.row(row).len() as u64);
-                    notes.extend(note_of_cut(name, axis, false, lens));
+                    notes.extend(note_of_cut(name, "tokens", axis, false, lens));
                 }
                 let n_documents = rows.ends.len();
                 let content = Content::packed(rows, axis, self.splits);
@@ -133,7 +141,7 @@ impl Encoder<'_> {
         facts.tokens = match &content {
             Content::Stream(ids) => Some(ids.len() as u64),
             Content::Rows(rows) | Content::Packed(rows, _) => Some(rows.ids.len() as u64),
-            Content::Pictures { .. } => None,
+            Content::Pictures { .. } | Content::Sounds { .. } => None,
         };
         facts.rows = Some(content.n_in_order(self.form));
         Ok(content)

@@ -1,6 +1,6 @@
 //! Examples in parts, with labels numbered: what is known of data before it is encoded, and the tokenizer that encodes it.
 
-use super::checks::{fits, not_empty, number_labels, window_fits};
+use super::checks::{alike, fits, not_empty, number_labels, window_fits};
 use super::encode::{Encoder, SEPARATOR, note_of_cut};
 use super::{Content, Dataset, Part, is_chat};
 use crate::batch::n_cut;
@@ -50,6 +50,7 @@ impl Parsed {
             problems.extend(not_empty(name, examples, parts.len()));
             problems.extend(fits(spec, examples));
         }
+        problems.extend(alike(&parts));
         problems.dedup();
         let labels = match number_labels(spec, &parts) {
             Ok(labels) => labels,
@@ -121,7 +122,7 @@ impl Parsed {
                 (Examples::Documents(documents), Form::Pad { axis }) => {
                     let lens = documents.iter().map(|document| len(&document.text) as u64);
                     let is_labelled = documents.iter().any(|document| document.label.is_some());
-                    facts.notes.extend(note_of_cut(name, axis, is_labelled, lens.clone()));
+                    facts.notes.extend(note_of_cut(name, "tokens", axis, is_labelled, lens.clone()));
                     part.tokens = Some(lens.sum());
                     let rest = |document: &Document| (document.text.len() - document.prompt_bytes) as u64;
                     part.counted_bytes = documents.iter().map(rest).sum();
@@ -235,7 +236,7 @@ fn texts(examples: &Examples) -> Vec<&str> {
     match examples {
         Examples::Text(text) => vec![text],
         Examples::Documents(documents) => documents.iter().map(|document| document.text.as_str()).collect(),
-        Examples::Pictures(_) | Examples::Ids { .. } => Vec::new(),
+        Examples::Pictures(_) | Examples::Sounds(_) | Examples::Ids { .. } => Vec::new(),
     }
 }
 
@@ -243,6 +244,10 @@ fn fields(spec: &DataSpec, parts: &[(String, Examples)], has_labels: bool) -> Ve
     let field = |name: &str, dtype: DType, axes: Vec<Axis>| Field { name: name.to_string(), dtype, axes };
     let mut fields = Vec::new();
     match (&spec.form, parts.first()) {
+        (Form::Pad { axis }, Some((_, Examples::Sounds(_)))) => {
+            fields.push(field("sound", DType::F32, vec![axis.clone()]));
+            fields.push(field("mask", DType::Bool, vec![axis.clone()]));
+        }
         (Form::Window { axis } | Form::Pad { axis } | Form::Pack { axis }, _) => {
             for name in ["ids", "next"] {
                 fields.push(field(name, DType::I32, vec![axis.clone()]));
@@ -271,6 +276,7 @@ fn fields(spec: &DataSpec, parts: &[(String, Examples)], has_labels: bool) -> Ve
 fn rows_before_encoding(examples: &Examples, form: &Form) -> Option<u64> {
     match (examples, form) {
         (Examples::Pictures(pictures), _) => Some(pictures.len() as u64),
+        (Examples::Sounds(sounds), _) => Some(sounds.ends.len() as u64),
         (Examples::Documents(documents), Form::Pad { .. }) => Some(documents.len() as u64),
         _ => None,
     }

@@ -1,8 +1,9 @@
 //! Facts before and after encoding, the cache, and blocks whose fields do not go together.
 
 use super::*;
-use crate::facts::describe;
-use crate::problem::{BAD_LABEL, EMPTY, MISMATCH, UNKNOWN_CHAR, WINDOW};
+use crate::batch::FieldSlice;
+use crate::facts::{self, describe};
+use crate::problem::{BAD_LABEL, EMPTY, MISMATCH, NO_FILE, UNKNOWN_CHAR, WINDOW};
 use crate::testing::{
     self, Scratch, addition, csv, files, idx, jsonl, lines, pad, random_tokens, shared, shares, spec, text, window,
 };
@@ -211,6 +212,86 @@ fn an_unknown_character_in_a_prompt_is_named() {
     assert!(problem.code == UNKNOWN_CHAR && problem.message.contains('§'), "{problem}");
 }
 
+/// A WAV file of 8 bits and 8,000 samples a second.
+fn wav(samples: &[u8]) -> Vec<u8> {
+    let n = samples.len() as u32;
+    let head = [b"RIFF".as_slice(), &(36 + n).to_le_bytes(), b"WAVEfmt ", &16u32.to_le_bytes()].concat();
+    let format = [[1, 0, 1, 0], 8_000u32.to_le_bytes(), 8_000u32.to_le_bytes(), [1, 0, 8, 0]].concat();
+    [head, format, b"data".to_vec(), n.to_le_bytes().to_vec(), samples.to_vec()].concat()
+}
+
+fn of_files(source: fn(String) -> Source, train: &str, test: &str, form: Form) -> DataSpec {
+    let split = files(&[("train", source(train.to_string())), ("test", source(test.to_string()))]);
+    DataSpec { sources: Vec::new(), tokenizer: None, split, form, ..spec(text("")) }
+}
+
+fn sounds(path: String) -> Source {
+    Source::Sounds { path, rate: None, span: testing::nowhere() }
+}
+
+fn images(path: String) -> Source {
+    Source::Images { path, grey: false, span: testing::nowhere() }
+}
+
+#[test]
+fn sounds_are_cut_or_filled_and_labelled_by_their_paths() {
+    let scratch = Scratch::new();
+    scratch.write("yes_0.wav", wav(&[128, 192, 64])).write("yes_1.wav", wav(&[128])).write("no_1.wav", wav(&[255; 9]));
+    let spec = of_files(sounds, "{label}_1.wav", "{label}_0.wav", pad(4));
+    let dataset = prepare(&spec, &scratch.0, None).expect("prepared");
+    assert_eq!((dataset.facts.labels.join(" "), dataset.facts.data.classes), ("no yes".to_string(), 2));
+    assert_eq!(dataset.facts.data.rows, [("train".to_string(), 2), ("test".to_string(), 1)]);
+    assert_eq!(dataset.facts.notes, ["1 of 2 rows of train are longer than 4 samples and were cut"]);
+    let shown: Vec<String> = dataset.facts.data.fields.iter().map(|f| format!("{}: {}", f.name, f.dtype)).collect();
+    assert_eq!(shown, ["sound: f32", "mask: bool", "label: i32"]);
+    let batch = |part: &str, n: usize| {
+        let (mut sound, mut mask, mut label) = (vec![9.0; 4 * n], vec![9; 4 * n], vec![9; n]);
+        let batcher = dataset.batcher(part, n, Order::InOrder).expect("a batcher");
+        let mut buffers = [FieldSlice::F32(&mut sound), FieldSlice::Bool(&mut mask), FieldSlice::I32(&mut label)];
+        let filled = batcher.fill(0, &mut buffers);
+        assert_eq!((filled.n_rows, filled.n_counted), (n, n));
+        (sound, mask, label)
+    };
+    assert_eq!(batch("test", 1), (vec![0.0, 0.5, -0.5, 0.0], vec![1, 1, 1, 0], vec![1]));
+    let (sound, mask, label) = batch("train", 2);
+    assert_eq!((mask, label), (vec![1, 1, 1, 1, 1, 0, 0, 0], vec![0, 1]));
+    assert_eq!(sound, [[127.0 / 128.0; 4], [0.0; 4]].concat());
+    // A label is part of what the data is, though no byte of a file tells it.
+    let before = describe(&spec, &scratch.0, None).expect("facts").data.hash;
+    fs::rename(scratch.0.join("yes_0.wav"), scratch.0.join("no_0.wav")).expect("renamed");
+    assert_ne!(before, describe(&spec, &scratch.0, None).expect("facts").data.hash);
+}
+
+#[test]
+fn files_of_examples_that_do_not_go_together() {
+    let scratch = Scratch::new();
+    let picture = |name: &str| {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/pictures").join(name);
+        fs::read(path).expect("a fixture")
+    };
+    scratch.write("train/cat/a.jpg", picture("colour.jpg")).write("train/dog/b.png", picture("coarse.png"));
+    scratch.write("test/cat/c.jpg", picture("grey.jpg")).write("small/cat/d.png", picture("point.png"));
+    let describe = |train: &str, test: &str| describe(&of_files(images, train, test, Form::Rows), &scratch.0, None);
+    let facts = describe("train/{label}/*", "test/{label}/*").expect("facts");
+    let sizes: Vec<u64> = facts.data.fields[0].axes.iter().map(|axis| axis.size).collect();
+    assert_eq!((sizes, facts.labels.join(" ")), (vec![19, 26, 3], "cat dog".to_string()));
+    let bare = describe("train/*/*", "test/*/*").expect("facts");
+    assert_eq!((bare.data.classes, bare.data.fields.len(), bare.parts[0].rows), (0, 1, Some(2)));
+    for (train, test, code) in [
+        ("train/{label}/*", "test/*/*", BAD_LABEL),
+        ("train/{label}/*", "small/{label}/*", MISMATCH),
+        ("{train, small}/{label}/*", "test/{label}/*", MISMATCH),
+        ("{label}/{label}/*", "test/{label}/*", NO_FILE),
+        ("train/{label/*", "test/{label}/*", NO_FILE),
+    ] {
+        let problems = describe(train, test).expect_err(train);
+        assert_eq!(problems[0].code, code, "{train} {test}: {}", problems[0]);
+    }
+    scratch.write("a.txt", "text");
+    let problems = facts::describe(&spec(text("{label}.txt")), &scratch.0, None).expect_err("no labels of texts");
+    assert_eq!(problems[0].code, BAD_LABEL);
+}
+
 /// The real files, where they lie beside the checkout: their sizes are well known.
 #[test]
 fn real_files() {
@@ -231,20 +312,31 @@ fn real_files() {
     };
     let facts = describe(&sst2, data, None).expect("facts");
     assert_eq!((facts.data.classes, facts.data.rows), (2, vec![("train".into(), 6920), ("val".into(), 872)]));
-    let images = |part: &str| {
+    let of_idx = |part: &str| {
         idx(&format!("cifar10-idx/{part}-images-idx3-ubyte.gz"), &format!("cifar10-idx/{part}-labels-idx1-ubyte.gz"))
     };
     let pictures = DataSpec {
         template: None,
         sources: Vec::new(),
         tokenizer: None,
-        split: files(&[("train", images("train")), ("val", images("t10k"))]),
+        split: files(&[("train", of_idx("train")), ("val", of_idx("t10k"))]),
         form: Form::Rows,
         order: None,
         seed: 1,
     };
     let facts = describe(&pictures, data, None).expect("facts");
     assert_eq!((facts.data.classes, facts.data.rows), (10, vec![("train".into(), 7000), ("val".into(), 1000)]));
+    let digits = of_files(
+        sounds,
+        "spoken-digits/recordings/{label}_*_{1..10}.wav",
+        "spoken-digits/recordings/{label}_*_0.wav",
+        pad(8_000),
+    );
+    let facts = describe(&digits, data, None).expect("facts");
+    assert_eq!((facts.data.classes, facts.data.rows), (10, vec![("train".into(), 300), ("test".into(), 60)]));
+    let cifar = of_files(images, "cifar10-jpeg/train/{label}/*.jpg", "cifar10-jpeg/test/{label}/*.jpg", Form::Rows);
+    let facts = describe(&cifar, data, None).expect("facts");
+    assert_eq!((facts.labels[9].as_str(), facts.data.rows[0].1 + facts.data.rows[1].1), ("truck", 1000));
     let news = DataSpec { form: pad(64), ..spec(csv("ag-news/test.csv", false, ',', "2", Some("0"))) };
     let facts = describe(&news, data, None).expect("facts");
     assert_eq!((facts.labels.join(" "), facts.data.rows[0].1), ("1 2 3 4".to_string(), 7600));

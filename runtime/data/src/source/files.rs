@@ -1,6 +1,7 @@
 //! Files by name or pattern, read whole, unpacked on demand.
 
-use crate::problem::{BAD_FILE, Checked, EMPTY, NO_FILE, NOT_UTF8, Problem};
+use super::names::{Found, expand};
+use crate::problem::{BAD_FILE, BAD_LABEL, Checked, EMPTY, NO_FILE, NOT_UTF8, Problem};
 use flate2::read::MultiGzDecoder;
 use sha2::{Digest, Sha256};
 use std::fs;
@@ -14,12 +15,24 @@ pub struct SourceFile {
     /// As stored, so possibly compressed.
     pub stored: Vec<u8>,
     pub sha256: String,
+    /// What of its path stands where the pattern has `{label}`.
+    pub label: Option<String>,
 }
 
-/// Reads the files that a path or a pattern names, in order of their names.
+/// Reads the files that a path or a pattern names, in order of their names; their labels are elsewhere.
 pub(crate) fn read(pattern: &str, base: &Path) -> Checked<Vec<SourceFile>> {
+    let files = labelled(pattern, base)?;
+    if files.iter().any(|file| file.label.is_some()) {
+        let problem = Problem::new(BAD_LABEL, format!("the files of {pattern} are not an example each"));
+        return Err(problem.help("`{label}` is for pictures and sounds; write `*`").into());
+    }
+    Ok(files)
+}
+
+/// Reads the files that a path or a pattern names, in order of their names, each with its label.
+pub(crate) fn labelled(pattern: &str, base: &Path) -> Checked<Vec<SourceFile>> {
     let (mut files, mut problems) = (Vec::new(), Vec::new());
-    for path in expand(pattern, base)? {
+    for Found { path, label } in expand(pattern, base)? {
         if path.is_dir() {
             let problem = Problem::new(NO_FILE, format!("{} is a folder", path.display())).at(&path);
             problems.push(problem.help(format!("name its files with a pattern: {pattern}/*.txt")));
@@ -28,7 +41,7 @@ pub(crate) fn read(pattern: &str, base: &Path) -> Checked<Vec<SourceFile>> {
         match fs::read(&path) {
             Ok(stored) => {
                 let sha256 = hex(&Sha256::digest(&stored));
-                files.push(SourceFile { path, stored, sha256 });
+                files.push(SourceFile { path, stored, sha256, label });
             }
             Err(error) => problems.push(Problem::reading(&path, &error)),
         }
@@ -83,111 +96,6 @@ impl SourceFile {
                 let help = "convert it: iconv -f LATIN1 -t UTF-8 FILE, with the encoding that it has";
                 Err(Problem::new(NOT_UTF8, message).at(&self.path).line(line).byte(at as u64).help(help))
             }
-        }
-    }
-}
-
-/// The paths that a pattern names. `*` and `?` stand for parts of one name, `**` for any number of folders.
-fn expand(pattern: &str, base: &Path) -> Checked<Vec<PathBuf>> {
-    if !pattern.contains(['*', '?']) {
-        return Ok(vec![base.join(pattern)]);
-    }
-    let root = if Path::new(pattern).is_absolute() { PathBuf::from("/") } else { base.to_path_buf() };
-    let steps: Vec<&str> = pattern.split('/').filter(|step| !step.is_empty() && *step != ".").collect();
-    let mut found = Vec::new();
-    walk(&root, &steps, &mut found)?;
-    found.sort();
-    found.dedup();
-    if found.is_empty() {
-        let message = format!("no file matches {pattern}");
-        return Err(Problem::new(NO_FILE, message).at(&root).help("patterns are relative to the recipe").into());
-    }
-    Ok(found)
-}
-
-fn walk(folder: &Path, steps: &[&str], found: &mut Vec<PathBuf>) -> Result<(), Problem> {
-    let Some((&step, rest)) = steps.split_first() else { return Ok(()) };
-    if step == ".." || !step.contains(['*', '?']) {
-        let next = folder.join(step);
-        if rest.is_empty() {
-            found.extend(next.is_file().then_some(next));
-            return Ok(());
-        }
-        return if next.is_dir() { walk(&next, rest, found) } else { Ok(()) };
-    }
-    if step == "**" {
-        walk(folder, rest, found)?;
-    }
-    let entries = fs::read_dir(folder).map_err(|error| Problem::reading(folder, &error))?;
-    for entry in entries {
-        let entry = entry.map_err(|error| Problem::reading(folder, &error))?;
-        let name = entry.file_name().to_string_lossy().into_owned();
-        // As in a shell, a pattern does not reach what is hidden.
-        if name.starts_with('.') && !step.starts_with('.') {
-            continue;
-        }
-        let path = entry.path();
-        // Links to folders are not followed: they may lead in a circle.
-        let is_folder = entry.file_type().is_ok_and(|kind| kind.is_dir());
-        if step == "**" {
-            if is_folder {
-                walk(&path, steps, found)?;
-            }
-        } else if matches(step.as_bytes(), name.as_bytes()) {
-            if rest.is_empty() {
-                found.extend(path.is_file().then_some(path));
-            } else if is_folder {
-                walk(&path, rest, found)?;
-            }
-        }
-    }
-    Ok(())
-}
-
-/// Whether a name fits a pattern of `*` and `?`, in time linear in the product of the lengths.
-fn matches(pattern: &[u8], name: &[u8]) -> bool {
-    let (mut p, mut n) = (0, 0);
-    let mut star: Option<(usize, usize)> = None;
-    while n < name.len() {
-        match pattern.get(p) {
-            Some(b'*') => {
-                star = Some((p, n));
-                p += 1;
-            }
-            Some(&c) if c == b'?' || c == name[n] => {
-                p += 1;
-                n += 1;
-            }
-            _ => {
-                // Let the last star take one more byte.
-                let Some((star_p, star_n)) = star else { return false };
-                star = Some((star_p, star_n + 1));
-                p = star_p + 1;
-                n = star_n + 1;
-            }
-        }
-    }
-    pattern[p..].iter().all(|&c| c == b'*')
-}
-
-#[cfg(test)]
-mod tests {
-    use super::matches;
-
-    #[test]
-    fn patterns() {
-        for (pattern, name, fits) in [
-            ("*.txt", "a.txt", true),
-            ("*.txt", "a.txt.gz", false),
-            ("part-??.csv", "part-07.csv", true),
-            ("part-??.csv", "part-7.csv", false),
-            ("*a*b*", "xxaxxbxx", true),
-            ("*a*b", "aab", true),
-            ("", "", true),
-            ("*", "", true),
-            ("a", "", false),
-        ] {
-            assert_eq!(matches(pattern.as_bytes(), name.as_bytes()), fits, "{pattern} {name}");
         }
     }
 }

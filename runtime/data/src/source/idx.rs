@@ -1,46 +1,11 @@
 //! Pictures and labels in the IDX layout of MNIST: a big-endian header (two zero bytes, the type, the number of
 //! dimensions, their sizes), then the bytes. Pictures have three dimensions (grey) or four (with channels).
 
-use super::SourceFile;
+use super::{Pictures, SourceFile};
 use crate::problem::{BAD_FILE, BAD_LABEL, MISMATCH, Problem};
-
-/// Pictures of one size, `[picture, row, column, channel]`, one byte per value.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Pictures {
-    pub rows: usize,
-    pub columns: usize,
-    pub channels: usize,
-    pub pixels: Vec<u8>,
-    /// One per picture.
-    pub labels: Vec<u8>,
-}
 
 /// The type byte of unsigned bytes.
 const UNSIGNED_BYTE: u8 = 0x08;
-
-impl Pictures {
-    pub fn len(&self) -> usize {
-        match self.rows * self.columns * self.channels {
-            0 => 0,
-            size => self.pixels.len() / size,
-        }
-    }
-
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-
-    pub(super) fn join(mut self, mut other: Pictures) -> Result<Pictures, Problem> {
-        let size = |p: &Pictures| (p.rows, p.columns, p.channels);
-        if size(&self) != size(&other) {
-            let message = format!("pictures of {:?} and of {:?} cannot share a batch", size(&self), size(&other));
-            return Err(Problem::new(MISMATCH, message));
-        }
-        self.labels.append(&mut other.labels);
-        self.pixels.append(&mut other.pixels);
-        Ok(self)
-    }
-}
 
 pub(super) fn pictures(files: &[SourceFile]) -> Result<Pictures, Problem> {
     let [images_file, labels_file] = files else {
@@ -67,6 +32,7 @@ pub(super) fn pictures(files: &[SourceFile]) -> Result<Pictures, Problem> {
         let message = format!("there are {n} pictures and {} labels", labels.len());
         return Err(Problem::new(BAD_LABEL, message).at(&labels_file.path));
     }
+    let labels = labels.iter().map(u8::to_string).collect();
     Ok(Pictures { rows, columns, channels, pixels, labels })
 }
 

@@ -153,7 +153,7 @@ fn pictures_in_idx_files() {
     let read_idx = |images: &str, labels: &str| read(&scratch, idx(images, labels));
     let Examples::Pictures(grey) = read_idx("images", "labels.gz").expect("pictures") else { panic!("not pictures") };
     assert_eq!((grey.len(), grey.rows, grey.columns, grey.channels), (2, 2, 3, 1));
-    assert_eq!((grey.pixels, grey.labels), (pixels, vec![7, 3]));
+    assert_eq!((grey.pixels, grey.labels), (pixels, vec!["7".to_string(), "3".to_string()]));
     let Examples::Pictures(colour) = read_idx("colour", "labels.gz").expect("pictures") else { panic!("not pictures") };
     assert_eq!((colour.len(), colour.rows, colour.columns, colour.channels), (2, 1, 2, 3));
     scratch.write("short", idx_bytes(&[2, 2, 3], &[0; 11])).write("text", "hello").write("tiny", [0, 0, 8]);
