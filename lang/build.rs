@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 use std::{env, fs, io};
 
 fn main() -> io::Result<()> {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../stdlib");
+    // Where this is run for: a checkout that was moved has what was built for it elsewhere.
+    let root = PathBuf::from(env::var_os("CARGO_MANIFEST_DIR").unwrap_or_default()).join("../stdlib");
     let mut files = Vec::new();
     collect(&root, &root, &mut files)?;
     files.sort();

@@ -4,7 +4,6 @@ mod world;
 
 use std::fmt::Write;
 use std::path::Path;
-use std::time::Instant;
 
 use mdl_graph::Role;
 use mdl_lang::diag::{Code, Sources, render};
@@ -222,17 +221,7 @@ fn examples_check() {
     for (name, text) in examples {
         let (program, diagnostics) = run(&name, &text, &[]);
         assert_eq!(diagnostics, "", "{name}");
-        // The best of three: others use the machine, too.
-        let took = (0..3).map(|_| {
-            let start = Instant::now();
-            run(&name, &text, &[]);
-            start.elapsed()
-        });
-        let took = took.min().unwrap();
         assert!(program.stages.len() >= 2, "{name}");
-        // The promise is 100 ms of an optimized build; unoptimized ones are some times slower.
-        let limit_ms = if cfg!(debug_assertions) { 1_000 } else { 100 };
-        assert!(took.as_millis() < limit_ms, "{name} took {took:?}");
         for stage in &program.stages {
             let StageKind::Train(spec) = &stage.kind else { continue };
             for graph in [Some(&spec.init), Some(&spec.step), spec.forward.as_ref()].into_iter().flatten() {

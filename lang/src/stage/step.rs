@@ -23,8 +23,8 @@ use super::schema::MANY;
 /// The axis that every field of a batch has.
 pub(super) const BATCH: &str = "batch";
 
-/// Values of a step that no metric may be named after.
-const RESERVED: [&str; 3] = ["loss", "lr", "grad_norm"];
+/// Values of a step that no metric may be named after: what every line of `metrics.jsonl` says.
+const RESERVED: [&str; 7] = ["loss", "lr", "grad_norm", "step", "tokens", "step_ms", "peak_bytes"];
 
 pub(crate) struct TrainingGraphs {
     pub(crate) weights: Vec<Weight>,

@@ -1,6 +1,6 @@
 //! How fast the simulated GPU is: lane instructions a second of a softmax and a tensor-core product.
 //!
-//! `cargo run --release -p mdl-simgpu --example speed`
+//! `cargo run --release -p mdl-simgpu --example simulated_speed`
 
 use cudarc::driver::{CudaContext, LaunchConfig, PushKernelArg};
 use cudarc::nvrtc::Ptx;
