@@ -73,13 +73,18 @@ fn print_way(common: &Common, stage: &str, way: &Way) {
         return print_line(&line.to_string());
     }
     let said = match &way.apart {
-        Ok(apart) if way.is_close() => format!("the same: loss {:.1e}, gradients {:.1e}", apart.loss, apart.gradient),
+        Ok(apart) if way.is_close() => {
+            format!("the same: loss {:.1e}, gradients {:.1e} (at most {CLOSE:.0e})", apart.loss, apart.gradient)
+        }
         Ok(apart) => {
-            format!("ANOTHER: loss {:.1e}, gradient of `{}` {:.1e}", apart.loss, apart.weight, apart.gradient)
+            format!(
+                "ANOTHER: loss {:.1e}, gradient of `{}` {:.1e} (at most {CLOSE:.0e})",
+                apart.loss, apart.weight, apart.gradient
+            )
         }
         Err(why) => format!("left out: {why}"),
     };
     if !common.quiet || !way.is_close() {
-        print_line(&format!("  {:<28}  {said} (at most {CLOSE:.0e})", way.name));
+        print_line(&format!("  {:<28}  {said}", way.name));
     }
 }

@@ -90,8 +90,12 @@ pub(crate) fn load_tensor(base: &Path, out: &Path, origin: &Origin, to: &mut Ten
 /// The last checkpoint of a stage that others go on from.
 fn latest_of(out: &Path, stage: &str) -> Result<Checkpoint, RunError> {
     let folder = out.join(stage).join("checkpoints");
-    let none =
-        || RunError::failed(format!("loading `{stage}`"), format!("there is no checkpoint in {}", folder.display()));
+    let none = || {
+        RunError::failed(
+            format!("loading `{stage}`"),
+            format!("there is no checkpoint in {}; `mdlc run` trains it", folder.display()),
+        )
+    };
     checkpoint::latest(&folder)?.ok_or_else(none)
 }
 
