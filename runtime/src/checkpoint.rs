@@ -127,6 +127,19 @@ pub fn latest_weights(home: &Path) -> Result<Option<Checkpoint>, RunError> {
     newest(home).map(|(_, folder)| load_files(&folder, &[MODEL])).transpose()
 }
 
+/// The last checkpoint of a stage that must have one, as [`latest`] or [`latest_weights`] reads it. `out` is where stages leave their results.
+pub fn of_stage(
+    out: &Path,
+    stage: &str,
+    read: fn(&Path) -> Result<Option<Checkpoint>, RunError>,
+) -> Result<Checkpoint, RunError> {
+    let home = out.join(stage).join("checkpoints");
+    read(&home)?.ok_or_else(|| {
+        let why = format!("there is no checkpoint in {}; `mdlc run` trains it", home.display());
+        RunError::failed(format!("loading `{stage}`"), why)
+    })
+}
+
 /// Finds the newest checkpoint without touching anything: another process may be writing one.
 fn newest(home: &Path) -> Option<(u64, PathBuf)> {
     let names = Os.names(home).ok()?;

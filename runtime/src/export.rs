@@ -20,7 +20,7 @@ use mdl_lang::spec::{Origin, Piece, Program, StageKind, StateKind, TrainSpec};
 use crate::checkpoint::{self, Checkpoint, TensorView};
 use crate::device::{Block, Tensor};
 use crate::error::RunError;
-use crate::stage::train::load_tensor;
+use crate::stage::train::Opened;
 use crate::weights::{self, read_header};
 
 /// Weights in the formats of other tools, which would be those from before.
@@ -124,14 +124,7 @@ fn trained<'p>(program: &'p Program, stage: &str, out: &Path) -> Result<(&'p Tra
     let Some(StageKind::Train(spec)) = program.stage(stage).map(|stage| &stage.kind) else {
         return Err(RunError::Usage(format!("the recipe has no train stage `{stage}`")));
     };
-    let checkpoints = out.join(stage).join("checkpoints");
-    match checkpoint::latest(&checkpoints)? {
-        Some(found) => Ok((spec, found)),
-        None => {
-            let why = format!("there is no checkpoint in {}", checkpoints.display());
-            Err(RunError::failed(format!("exporting `{stage}`"), why))
-        }
-    }
+    Ok((spec, checkpoint::of_stage(out, stage, checkpoint::latest)?))
 }
 
 /// What a checkpoint has of a weight: its average, where there is one.
@@ -157,6 +150,7 @@ pub fn export_adapters(
         return Err(RunError::failed(doing(), why));
     }
     let mut values: BTreeMap<&Name, Tensor> = BTreeMap::new();
+    let mut opened = Opened::new(base, out);
     for path in paths {
         let own = spec.weights.iter().find(|weight| weight.path == *path);
         // What it has left as it was lies where it comes from.
@@ -171,7 +165,7 @@ pub fn export_adapters(
         let mut tensor = Tensor { dtype: DType::F32, axes, data };
         match origin {
             None => found.read(&kept_as(spec, path), DType::F32, &shape, tensor.data.bytes_mut())?,
-            Some(origin) => load_tensor(base, out, origin, &mut tensor)?,
+            Some(origin) => opened.fill(origin, &mut tensor)?,
         }
         values.insert(path, tensor);
     }

@@ -16,7 +16,7 @@ use crate::error::RunError;
 use crate::export::export;
 use crate::npz::Array;
 use crate::positions::positions;
-use crate::stage::train::load_tensor;
+use crate::stage::train::Opened;
 
 /// How far what a layer adds without a bias may be from zero: it is what rounding leaves.
 const NOTHING: f32 = 1e-6;
@@ -61,10 +61,11 @@ pub fn merge(merged: &Merged, (base, out): (&Path, &Path), to: &Path, cpu: &Cpu)
         data.bytes_mut().copy_from_slice(&array.bytes);
         values.push((&fold.origin, Tensor { dtype: DType::F32, axes: fold.axes.clone(), data }));
     }
+    let mut opened = Opened::new(base, out);
     for (Read { axes, dtype, origin, .. }, place) in &merged.trained {
         let bytes = axes.iter().map(|axis| axis.size).product::<u64>() * dtype.size_bytes();
         let mut tensor = Tensor { dtype: *dtype, axes: axes.clone(), data: Block::zeroed(bytes) };
-        load_tensor(base, out, origin, &mut tensor)?;
+        opened.fill(origin, &mut tensor)?;
         values.push((place, tensor));
     }
     let Some(folder) = merged.folds.iter().find_map(|fold| folder_of(&fold.origin, base)) else {

@@ -102,13 +102,7 @@ pub fn run(run: &mut Run<'_>, name: &str, spec: &EvalSpec) -> Result<(), RunErro
     let mut evaluation = Evaluation::new(run, plan, Arc::clone(&dataset), &spec.part, spec.batch)?;
     let mut tensors = Tensors::new();
     tensors.allocate(evaluation.executable.plan());
-    let folder = run.folder(&spec.of).join("checkpoints");
-    let Some(found) = checkpoint::latest(&folder)? else {
-        return Err(RunError::failed(
-            format!("loading `{}`", spec.of),
-            format!("there is no checkpoint in {}", folder.display()),
-        ));
-    };
+    let found = checkpoint::of_stage(&run.out, &spec.of, checkpoint::latest)?;
     train::load_weights(&found, of, &mut tensors)?;
     train::load_reads(&run.base, &run.out, &of.reads, &mut tensors)?;
     let (_, orders, convert) = Keep::of_stage(&of.kept).apply(&spec.graph, &train::orders(of));

@@ -60,43 +60,34 @@ pub fn load_origins<'o>(
     origins: impl Iterator<Item = (&'o Name, &'o Origin)>,
     tensors: &mut Tensors,
 ) -> Result<(), RunError> {
-    let mut loaded: BTreeMap<&str, Checkpoint> = BTreeMap::new();
-    let mut files = Files::new(base);
+    let mut opened = Opened::new(base, out);
     for (name, origin) in origins {
-        let Some(to) = tensors.get_mut(name.as_str()) else { continue };
-        let (stage, tensor) = match origin {
-            Origin::Stage { stage, tensor } => (stage.as_str(), tensor),
-            Origin::Files { .. } => {
-                files.fill(origin, to)?;
-                continue;
-            }
-        };
-        if !loaded.contains_key(stage) {
-            loaded.insert(stage, latest_of(out, stage)?);
+        if let Some(to) = tensors.get_mut(name.as_str()) {
+            opened.fill(origin, to)?;
         }
-        read_into(&loaded[stage], tensor.as_str(), to)?;
     }
     Ok(())
 }
 
-/// Fills one tensor from where it comes.
-pub(crate) fn load_tensor(base: &Path, out: &Path, origin: &Origin, to: &mut Tensor) -> Result<(), RunError> {
-    match origin {
-        Origin::Files { .. } => Files::new(base).fill(origin, to),
-        Origin::Stage { stage, tensor } => read_into(&latest_of(out, stage)?, tensor.as_str(), to),
-    }
+/// What tensors come from, checkpoints of other stages and files of weights: each is opened once.
+pub(crate) struct Opened<'p> {
+    out: &'p Path,
+    files: Files,
+    stages: BTreeMap<String, Checkpoint>,
 }
 
-/// The last checkpoint of a stage that others go on from.
-fn latest_of(out: &Path, stage: &str) -> Result<Checkpoint, RunError> {
-    let folder = out.join(stage).join("checkpoints");
-    let none = || {
-        RunError::failed(
-            format!("loading `{stage}`"),
-            format!("there is no checkpoint in {}; `mdlc run` trains it", folder.display()),
-        )
-    };
-    checkpoint::latest(&folder)?.ok_or_else(none)
+impl<'p> Opened<'p> {
+    pub(crate) fn new(base: &Path, out: &'p Path) -> Opened<'p> {
+        Opened { out, files: Files::new(base), stages: BTreeMap::new() }
+    }
+
+    pub(crate) fn fill(&mut self, origin: &Origin, to: &mut Tensor) -> Result<(), RunError> {
+        let Origin::Stage { stage, tensor } = origin else { return self.files.fill(origin, to) };
+        if !self.stages.contains_key(stage) {
+            self.stages.insert(stage.clone(), checkpoint::of_stage(self.out, stage, checkpoint::latest)?);
+        }
+        read_into(&self.stages[stage], tensor.as_str(), to)
+    }
 }
 
 /// The weights and states of a stage whose first values no initializer makes.
