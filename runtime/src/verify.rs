@@ -214,42 +214,14 @@ impl Batch {
         let dataset = run.dataset_of(&spec.data)?;
         let fields = dataset.facts.data.fields.clone();
         let batcher = dataset.batcher("train", spec.batch as usize, Order::Shuffled)?;
-        let blank = |field: &Field| {
-            let shape: Vec<u64> = std::iter::once(spec.batch).chain(field.axes.iter().map(|axis| axis.size)).collect();
-            let kind = match field.dtype {
-                DType::I32 => Kind::Int { bytes: 4, signed: true },
-                DType::F32 => Kind::Float { bytes: 4 },
-                DType::Bool => Kind::Bool,
-                other => bug!("a batch field of {other}"),
-            };
-            let bytes = vec![0; shape.iter().product::<u64>() as usize * kind.bytes()];
+        let mut values: Vec<Values> = fields.iter().map(|field| Values::blank(field, spec.batch)).collect();
+        batcher.fill(0, &mut values.iter_mut().map(Values::slice).collect::<Vec<_>>());
+        let arrays = fields.iter().zip(values).map(|(field, values)| {
+            let shape = std::iter::once(spec.batch).chain(field.axes.iter().map(|axis| axis.size)).collect();
+            let (kind, bytes) = values.into_bytes();
             Array { name: field.name.clone(), kind, shape, bytes }
-        };
-        let mut arrays: Vec<Array> = fields.iter().map(blank).collect();
-        let mut ints: Vec<Vec<i32>> = Vec::new();
-        let mut floats: Vec<Vec<f32>> = Vec::new();
-        for (field, array) in fields.iter().zip(&arrays) {
-            let n = |dtype| if field.dtype == dtype { array.count() } else { 0 };
-            ints.push(vec![0; n(DType::I32)]);
-            floats.push(vec![0.0; n(DType::F32)]);
-        }
-        let places = fields.iter().zip(&mut arrays).zip(ints.iter_mut().zip(&mut floats));
-        let mut slices: Vec<FieldSlice<'_>> = places
-            .map(|((field, array), (ints, floats))| match field.dtype {
-                DType::I32 => FieldSlice::I32(ints),
-                DType::F32 => FieldSlice::F32(floats),
-                _ => FieldSlice::Bool(&mut array.bytes),
-            })
-            .collect();
-        batcher.fill(0, &mut slices);
-        for ((field, array), (ints, floats)) in fields.iter().zip(&mut arrays).zip(ints.iter().zip(&floats)) {
-            match field.dtype {
-                DType::I32 => array.bytes = ints.iter().flat_map(|value| value.to_le_bytes()).collect(),
-                DType::F32 => array.bytes = floats.iter().flat_map(|value| value.to_le_bytes()).collect(),
-                _ => {}
-            }
-        }
-        Ok(Batch { fields, arrays })
+        });
+        Ok(Batch { arrays: arrays.collect(), fields })
     }
 
     pub fn rows(&self) -> u64 {
@@ -306,5 +278,45 @@ impl Batch {
             Array { name: from.name.clone(), kind: from.kind, shape, bytes }
         });
         Some(Batch { fields: self.fields.clone(), arrays: arrays.collect() })
+    }
+}
+
+/// The values of a field while a batch is filled.
+enum Values {
+    I32(Vec<i32>),
+    F32(Vec<f32>),
+    Bool(Vec<u8>),
+}
+
+impl Values {
+    fn blank(field: &Field, rows: u64) -> Values {
+        let count = field.axes.iter().fold(rows, |count, axis| count * axis.size) as usize;
+        match field.dtype {
+            DType::I32 => Values::I32(vec![0; count]),
+            DType::F32 => Values::F32(vec![0.0; count]),
+            DType::Bool => Values::Bool(vec![0; count]),
+            other => bug!("a batch field of {other}"),
+        }
+    }
+
+    fn slice(&mut self) -> FieldSlice<'_> {
+        match self {
+            Values::I32(values) => FieldSlice::I32(values),
+            Values::F32(values) => FieldSlice::F32(values),
+            Values::Bool(values) => FieldSlice::Bool(values),
+        }
+    }
+
+    fn into_bytes(self) -> (Kind, Vec<u8>) {
+        match self {
+            Values::I32(values) => {
+                let bytes = values.iter().flat_map(|value| value.to_le_bytes()).collect();
+                (Kind::Int { bytes: 4, signed: true }, bytes)
+            }
+            Values::F32(values) => {
+                (Kind::Float { bytes: 4 }, values.iter().flat_map(|value| value.to_le_bytes()).collect())
+            }
+            Values::Bool(values) => (Kind::Bool, values),
+        }
     }
 }
