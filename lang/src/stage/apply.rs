@@ -90,10 +90,7 @@ impl Context<'_> {
         };
         self.begin(span)?;
         let (args, inputs) = self.arguments(&def, arrays, span)?;
-        let base = Box::new(Expr { kind: ExprKind::Name(name), span });
-        let member = ast::Name { text: def.name.text.clone(), span };
-        let callee = self.elab.eval(&env, &Expr { kind: ExprKind::Member { base, name: member }, span }).ok()?;
-        let result = self.elab.call(&callee, args, span).ok()?;
+        let result = self.call_member(name, &def.name.text, args, span)?;
         let mut outputs = Vec::new();
         let mut loss = None;
         for (name, value) in results(&result) {
@@ -115,6 +112,15 @@ impl Context<'_> {
         let mut reads = Vec::new();
         self.reads_of(&graph, &[], span, &mut reads)?;
         Some(Applied { graph, reads, inputs, outputs, gradients })
+    }
+
+    /// What a function of the item of that name gives.
+    pub(super) fn call_member(&mut self, item: String, function: &str, args: Args, span: Span) -> Option<Value> {
+        let base = Box::new(Expr { kind: ExprKind::Name(item), span });
+        let name = ast::Name { text: function.to_owned(), span };
+        let env = self.env.clone();
+        let callee = self.elab.eval(&env, &Expr { kind: ExprKind::Member { base, name }, span }).ok()?;
+        self.elab.call(&callee, args, span).ok()
     }
 
     /// The stage or model that is meant, and where it stands.

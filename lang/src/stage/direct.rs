@@ -230,7 +230,7 @@ impl Context<'_> {
     }
 
     fn gradients(&mut self, stage: &str, spec: &TrainSpec, batch: u64, span: Span) -> Option<TrainSpec> {
-        let known = self.trained.iter().find(|entry| entry.name == stage)?.known.clone()?;
+        let known = self.known(stage)?.clone();
         let (_, facts) = self.facts(&spec.data)?;
         // No user can write `~`: what is built again has a root of its own.
         let trained = Trained { block: format!("{stage}~gradients"), batch, ..known };
@@ -267,12 +267,9 @@ impl Context<'_> {
             Some(def) => {
                 let (mut args, given) = self.arguments(&def, arrays, span)?;
                 args.named.push((ANSWER.into(), ids, span));
-                let base = Box::new(Expr { kind: ExprKind::Name(name), span });
-                let member = |base, name: &str| ExprKind::Member { base, name: ast::Name { text: name.into(), span } };
-                let forward = self.elab.eval(&env, &Expr { kind: member(base, "forward"), span }).ok()?;
-                let result = self.elab.call(&forward, args, span).ok()?;
+                let result = self.call_member(name, "forward", args, span)?;
                 let logits = results(&result).into_iter().find(|(name, _)| name == "logits");
-                (logits.map_or(Value::Error, |(_, logits)| logits), given)
+                (logits.map_or(Value::None, |(_, logits)| logits), given)
             }
         };
         let logits = self.elab.node_of(&logits, span).ok()?;
