@@ -276,44 +276,18 @@ pub(crate) fn command(recipe_args: &[spec::Arg]) -> Command {
 }
 
 /// The recipe that a command line names: the first word after the command that is no flag and no flag's value.
-pub(crate) fn find_recipe(words: &[OsString]) -> Option<PathBuf> {
-    const VALUED: [&str; 28] = [
-        "--adapter",
-        "--inputs",
-        "--outputs",
-        "--ids",
-        "--optimizer",
-        "--steps",
-        "--to",
-        "--out",
-        "--threads",
-        "--device",
-        "--seed",
-        "--color",
-        "--emit",
-        "--stage",
-        "--dump-after",
-        "--prompt",
-        "--system",
-        "--stop",
-        "--draft",
-        "--ahead",
-        "--room",
-        "--new",
-        "--temperature",
-        "--top-k",
-        "--top-p",
-        "--measure",
-        "--trace",
-        "--weights",
-    ];
+pub(crate) fn find_recipe(command: &Command, words: &[OsString]) -> Option<PathBuf> {
+    let own = command.get_subcommands().filter(|command| ON_RECIPES.contains(&command.get_name()));
+    let all = command.get_arguments().chain(own.flat_map(Command::get_arguments));
+    let valued: Vec<&str> =
+        all.filter(|arg| arg.get_action().takes_values()).filter_map(|arg| arg.get_long()).collect();
     let mut words = words.iter().skip(1).map(|word| word.to_string_lossy());
     words.by_ref().find(|word| ON_RECIPES.contains(&word.as_ref()))?;
     let mut is_value = false;
     let mut file = None;
     for word in words {
-        if word.starts_with("--") {
-            is_value = VALUED.contains(&word.as_ref());
+        if let Some(flag) = word.strip_prefix("--") {
+            is_value = valued.contains(&flag);
         } else if std::mem::take(&mut is_value) {
             continue;
         } else if word.ends_with(".mdl") {
@@ -383,7 +357,8 @@ mod tests {
 
     #[test]
     fn the_recipe_is_found_wherever_it_stands() {
-        let found = |text: &str| find_recipe(&words(text)).map(|path| path.to_string_lossy().into_owned());
+        let found =
+            |text: &str| find_recipe(&command(&[]), &words(text)).map(|path| path.to_string_lossy().into_owned());
         assert_eq!(found("mdlc run a.mdl --steps 3"), Some("a.mdl".into()));
         assert_eq!(found("mdlc run --out x.mdl a.mdl"), Some("a.mdl".into()));
         assert_eq!(found("mdlc --color never check a.mdl"), Some("a.mdl".into()));

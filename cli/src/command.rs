@@ -32,8 +32,8 @@ use crate::load::{self, Loaded};
 use crate::{exit, paint};
 
 pub(crate) fn main(words: Vec<OsString>) -> u8 {
-    let recipe_args = args::find_recipe(&words).map(|path| load::recipe_args(&path)).unwrap_or_default();
     let command = args::command(&[]);
+    let recipe_args = args::find_recipe(&command, &words).map(|path| load::recipe_args(&path)).unwrap_or_default();
     // Flags that every command has cannot be those of a recipe.
     let taken = |name: &str| {
         let subcommands = command.get_subcommands().filter(|command| args::ON_RECIPES.contains(&command.get_name()));
@@ -186,13 +186,27 @@ pub(crate) fn train_stages(loaded: &Loaded) -> impl Iterator<Item = (&Stage, &Tr
     })
 }
 
+/// The train stage of that name, or all of them: one at least.
+pub(crate) fn asked_stages<'a>(
+    loaded: &'a Loaded,
+    name: Option<&str>,
+) -> Result<Vec<(&'a Stage, &'a TrainSpec)>, String> {
+    let found: Vec<_> = train_stages(loaded).filter(|(stage, _)| name.is_none_or(|name| name == stage.name)).collect();
+    match (found.is_empty(), name) {
+        (false, _) => Ok(found),
+        (true, Some(name)) => Err(format!("the recipe has no train stage `{name}`")),
+        (true, None) => Err("the recipe has no train stage".to_string()),
+    }
+}
+
 /// The train stage of that name, or the first.
 pub(crate) fn train_stage<'a>(loaded: &'a Loaded, name: Option<&str>) -> Result<(&'a Stage, &'a TrainSpec), String> {
-    let mut found = train_stages(loaded).filter(|(stage, _)| name.is_none_or(|name| name == stage.name));
-    found.next().ok_or_else(|| match name {
-        Some(name) => format!("the recipe has no train stage `{name}`"),
-        None => "the recipe has no train stage".to_string(),
-    })
+    asked_stages(loaded, name).map(|found| found[0])
+}
+
+/// The train stage of that name, or the last.
+fn last_stage<'a>(loaded: &'a Loaded, name: Option<&str>) -> Result<(&'a Stage, &'a TrainSpec), RunError> {
+    asked_stages(loaded, name).map(|found| found[found.len() - 1]).map_err(RunError::Usage)
 }
 
 /// A number given by a flag that has a default.

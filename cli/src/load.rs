@@ -7,6 +7,7 @@ use mdl_lang::diag::{Diagnostic, Sources};
 use mdl_lang::spec::{self, Program, TrainSpec};
 use mdl_lang::stage::{self, Applied, Array, Asked, Merged, Tuned};
 use mdl_lang::syntax::ast::FileId;
+use serde_json::Value;
 
 use crate::args::Common;
 use crate::world::Disk;
@@ -141,6 +142,12 @@ fn sources(path: &Path) -> Result<(Sources, Option<Diagnostic>), String> {
             Ok((sources, Some(diagnostic)))
         }
     }
+}
+
+/// The value of a key, if it has one, in a JSON file of a folder. A file that cannot be read, whoever builds the model tells.
+pub(crate) fn of_json(folder: &Path, file: &str, key: &str) -> Option<Value> {
+    let text = std::fs::read_to_string(folder.join(file)).ok()?;
+    serde_json::from_str::<Value>(&text).ok()?.get(key).filter(|value| !value.is_null()).cloned()
 }
 
 /// The recipe of a folder with a published model.

@@ -4,19 +4,14 @@
 use clap::ArgMatches;
 use mdl_runtime::export::{export_adapters, export_stage};
 
-use super::{fail, failed, loaded, made, path, train_stages};
+use super::{ended, failed, last_stage, loaded, made, path};
 use crate::args::Common;
-use crate::{exit, load};
+use crate::load;
 
 pub(super) fn export(common: &Common, matches: &ArgMatches, color: bool) -> Result<(), u8> {
     let loaded = loaded(common, color)?;
     let asked = matches.get_one::<String>("stage").map(String::as_str);
-    let Some((stage, _)) =
-        train_stages(&loaded).filter(|(stage, _)| asked.is_none_or(|name| name == stage.name)).last()
-    else {
-        fail("the recipe has no such train stage");
-        return Err(exit::USAGE);
-    };
+    let (stage, _) = last_stage(&loaded, asked).map_err(|error| ended(&error))?;
     let (_, saved) = made(load::saved(common, Some(&stage.name)), common, color)?;
     let (base, out, to) = (common.base(), common.out(), path(matches, "to"));
     let written = match &saved {

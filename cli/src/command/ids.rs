@@ -4,17 +4,14 @@ use std::path::{Path, PathBuf};
 
 use clap::ArgMatches;
 use mdl_data::Problem;
-use mdl_lang::stage::{Most, Writes};
+use mdl_lang::stage::Most;
 use mdl_runtime::apply::check_positions;
 use mdl_runtime::device::{Cpu, Tensors};
 use mdl_runtime::error::RunError;
-use mdl_runtime::generate::Generator;
-use mdl_runtime::kept::Keep;
 use mdl_runtime::npz::{self, Array};
-use mdl_runtime::stage::train::{load_origins, orders_of};
 
 use super::apply::described;
-use super::writer::choice;
+use super::writer::{choice, id_of, of_writes};
 use super::{arrays, ended, failed, given, made, path};
 use crate::args::Common;
 use crate::load;
@@ -57,21 +54,15 @@ pub(super) fn generate(common: &Common, matches: &ArgMatches, color: bool) -> Re
         let message = format!("`{ANSWER}` has {} rows, and the other arrays {rows}", prompts.len());
         return Err(ended(&Problem::new("E0505", message).at(&file).into()));
     }
-    let Writes { graph, reads, given: inputs } = writes;
     let write = || -> Result<(), RunError> {
         let cpu = Cpu::new(common.threads)?.on(common.device(&loaded.program))?;
-        let orders = orders_of(&reads).collect();
-        let keep = Keep { kept: &[], rest: given(matches, "weights") };
-        check_positions(&graph, &about)?;
-        let mut generator = Generator::new(&graph, &orders, keep, 0, &cpu)?;
+        check_positions(&writes.graph, &about)?;
         let mut tensors = Tensors::new();
-        let origins = || reads.iter().map(|read| (&read.input, &read.origin));
-        generator
-            .load(&mut tensors, &cpu, |tensors| load_origins(&common.base(), &common.out(), origins(), tensors))?;
+        let mut generator = of_writes(&writes, common, given(matches, "weights"), 0, &mut tensors, &cpu)?;
         let mut sequences = Vec::new();
         for (row, prompt) in prompts.iter().enumerate() {
             let mut ids: Vec<u32> = prompt.clone();
-            generator.give(&mut tensors, &cpu, &inputs, &about, row as u64)?;
+            generator.give(&mut tensors, &cpu, &writes.given, &about, row as u64)?;
             generator.generate(&mut tensors, &cpu, prompt, new, choice(common, matches), |id| {
                 ids.push(id);
                 true
@@ -86,11 +77,7 @@ pub(super) fn generate(common: &Common, matches: &ArgMatches, color: bool) -> Re
 /// The id that answers of a folder's model begin with.
 fn first_id(common: &Common) -> Result<u32, Problem> {
     const KEY: &str = "decoder_start_token_id";
-    let in_file = |name: &str| {
-        let text = std::fs::read_to_string(common.recipe.join(name)).ok()?;
-        let json: serde_json::Value = serde_json::from_str(&text).ok()?;
-        u32::try_from(json.get(KEY)?.as_u64()?).ok()
-    };
+    let in_file = |file: &str| load::of_json(&common.recipe, file, KEY).as_ref().and_then(id_of);
     in_file("generation_config.json").or_else(|| in_file("config.json")).ok_or_else(|| {
         Problem::new("E0505", format!("the model answers what it is given, and no `{KEY}` says how answers begin"))
             .at(&common.recipe)

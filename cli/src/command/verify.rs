@@ -10,7 +10,7 @@ use mdl_runtime::run::Run;
 use mdl_runtime::verify::{CLOSE, Verifier, Way};
 use serde_json::json;
 
-use super::{fail, failed, loaded, made, train_stages};
+use super::{asked_stages, fail, failed, loaded, made};
 use crate::args::Common;
 use crate::exit;
 use crate::load::{self, Loaded};
@@ -19,20 +19,18 @@ use crate::progress::print_line;
 pub(super) fn verify(common: &Common, matches: &ArgMatches, color: bool) -> Result<(), u8> {
     let loaded = loaded(common, color)?;
     let asked = matches.get_one::<String>("stage").map(String::as_str);
-    let names: Vec<&str> = train_stages(&loaded).map(|(stage, _)| stage.name.as_str()).collect();
-    let names: Vec<&str> = names.into_iter().filter(|name| asked.is_none_or(|asked| asked == *name)).collect();
-    if names.is_empty() {
-        fail("the recipe has no such train stage");
-        return Err(exit::USAGE);
-    }
+    let stages = asked_stages(&loaded, asked).map_err(|message| {
+        fail(&message);
+        exit::USAGE
+    })?;
     let wrong = |error: RunError| failed(&error, &loaded, common, color);
     let cpu = Cpu::new(common.threads).and_then(|cpu| cpu.on(common.device(&loaded.program))).map_err(wrong)?;
     let (stop, mut nobody) = (AtomicBool::new(false), |_| {});
     let mut run = Run::new(&loaded.program, common.base(), common.out(), cpu, &stop, &mut nobody);
     run.seed = common.seed;
     let mut is_close = true;
-    for name in names {
-        let ways = of_stage(common, &loaded, name, &mut run, color)?;
+    for (stage, _) in stages {
+        let ways = of_stage(common, &loaded, &stage.name, &mut run, color)?;
         is_close &= ways.iter().all(Way::is_close);
     }
     if is_close { Ok(()) } else { Err(exit::WRONG) }

@@ -6,6 +6,7 @@
 use std::path::{Path, PathBuf};
 
 use clap::ArgMatches;
+use mdl_compiler::stored::Kept;
 use mdl_data::{Template, Tokenizer};
 use mdl_lang::spec::{DataSpec, StageKind, TrainSpec};
 use mdl_lang::stage::{Most, Writes};
@@ -14,10 +15,10 @@ use mdl_runtime::device::{Cpu, Device, Tensors};
 use mdl_runtime::error::RunError;
 use mdl_runtime::generate::{Choice, Draft, Drafted, Generator};
 use mdl_runtime::kept::Keep;
-use mdl_runtime::stage::train::{self, load_origins, orders_of};
+use mdl_runtime::stage::train::{self, orders_of};
 use serde_json::Value;
 
-use super::{ended, fail, given, loaded, made};
+use super::{ended, fail, given, last_stage, loaded, made};
 use crate::args::Common;
 use crate::exit;
 use crate::load::{self, Loaded};
@@ -56,7 +57,7 @@ pub(super) fn authors(common: &Common, matches: &ArgMatches, color: bool) -> Res
         let of_stage = |name: Option<&str>| stage_author(common, &loaded, name);
         let asked = matches.get_one::<String>("stage").map(String::as_str);
         let author = of_stage(asked).map_err(|error| ended(&error))?;
-        let draft = draft.map(|name| match Path::new(name).is_dir() && trained(&loaded, Some(name)).is_err() {
+        let draft = draft.map(|name| match Path::new(name).is_dir() && last_stage(&loaded, Some(name)).is_err() {
             true => folder_author(&beside(name)),
             false => of_stage(Some(name)),
         });
@@ -71,39 +72,23 @@ pub(super) fn authors(common: &Common, matches: &ArgMatches, color: bool) -> Res
 }
 
 fn stage_author(common: &Common, loaded: &Loaded, name: Option<&str>) -> Result<Author, RunError> {
-    let (stage, spec) = trained(loaded, name)?;
+    let (stage, spec) = last_stage(loaded, name)?;
     let Some(StageKind::Data(data)) = loaded.program.stage(&spec.data).map(|stage| &stage.kind) else {
         mdl_graph::bug!("`{}` is no data stage", spec.data);
     };
     let dataset = mdl_data::prepare(data, &common.base(), Some(&common.out().join("cache")))?;
     let Some(tokenizer) = dataset.tokenizer else {
-        return Err(RunError::failed(format!("writing text with `{stage}`"), "its data has no tokenizer"));
+        return Err(RunError::failed(format!("writing text with `{}`", stage.name), "its data has no tokenizer"));
     };
     let (spec, data) = (Box::new(spec.clone()), Box::new(data.clone()));
     let source = Source::Stage { spec, data, device: common.device(&loaded.program) };
-    Ok(Author { name: stage.to_string(), tokenizer, common: common.clone(), source })
+    Ok(Author { name: stage.name.clone(), tokenizer, common: common.clone(), source })
 }
 
 fn folder_author(common: &Common) -> Result<Author, RunError> {
     let tokenizer = mdl_data::tokenizer::of_folder(&common.recipe)?;
     let name = common.recipe.display().to_string();
     Ok(Author { name, tokenizer, common: common.clone(), source: Source::Folder })
-}
-
-/// The train stage of that name, or the last.
-fn trained<'a>(loaded: &'a Loaded, name: Option<&str>) -> Result<(&'a str, &'a TrainSpec), RunError> {
-    let mut stages = loaded.program.stages.iter().rev().filter_map(|stage| match &stage.kind {
-        StageKind::Train(spec) => Some((stage.name.as_str(), spec.as_ref())),
-        _ => None,
-    });
-    let found = stages.find(|(stage, _)| name.is_none_or(|name| name == *stage));
-    found.ok_or_else(|| {
-        let why = match name {
-            Some(name) => format!("the recipe has no train stage `{name}`"),
-            None => "the recipe has no train stage".to_string(),
-        };
-        RunError::Usage(why)
-    })
 }
 
 impl Author {
@@ -144,10 +129,8 @@ impl Author {
         keys.iter().find_map(|key| self.config(key)?.as_u64()).filter(|most| *most > 0)
     }
 
-    /// A value of a folder's configuration. That it can be read, the model has seen by then.
     fn config(&self, key: &str) -> Option<Value> {
-        let text = std::fs::read_to_string(self.common.recipe.join("config.json")).ok()?;
-        serde_json::from_str::<Value>(&text).ok()?.get(key).filter(|value| !value.is_null()).cloned()
+        load::of_json(&self.common.recipe, "config.json", key)
     }
 
     /// Its programs and weights. A folder's model is built for `room` positions; `ahead` is how many proposals it checks at once.
@@ -168,16 +151,8 @@ impl Author {
             Source::Folder => {
                 let most = Most { answering: room, going_on: room };
                 let writes = load::writes(&self.common, &[], most);
-                let (_, Writes { graph, reads, .. }) = made(writes, &self.common, color)?;
-                let (base, out) = (self.common.base(), self.common.out());
-                let mut open = || -> Result<Generator, RunError> {
-                    let orders = orders_of(&reads).collect();
-                    let generator = Generator::new(&graph, &orders, Keep { kept: &[], rest }, ahead, cpu)?;
-                    let origins = reads.iter().map(|read| (&read.input, &read.origin));
-                    generator.load(&mut tensors, cpu, |tensors| load_origins(&base, &out, origins, tensors))?;
-                    Ok(generator)
-                };
-                open()
+                let (_, writes) = made(writes, &self.common, color)?;
+                of_writes(&writes, &self.common, rest, ahead, &mut tensors, cpu)
             }
         };
         let generator = generator.map_err(|error| ended(&error))?;
@@ -192,22 +167,17 @@ impl Author {
         tensors: &mut Tensors,
         cpu: &Cpu,
     ) -> Result<Generator, RunError> {
-        let doing = || format!("writing text with `{}`", self.name);
         let Some(forward) = &spec.forward else {
-            return Err(RunError::failed(doing(), "its model gives no logits for `ids`"));
+            let doing = format!("writing text with `{}`", self.name);
+            return Err(RunError::failed(doing, "its model gives no logits for `ids`"));
         };
         let (base, out) = (self.common.base(), self.common.out());
         let generator = Generator::new(forward, &train::orders(spec), keep, ahead, cpu)?;
         generator.allocate(tensors);
-        let folder = out.join(&self.name).join("checkpoints");
         // What the optimizer remembers is most of a checkpoint, and of no use here; a layer's states are.
         let has_states = spec.states.iter().any(|state| tensors.get(state.name.as_str()).is_some());
         let latest = if has_states { checkpoint::latest } else { checkpoint::latest_weights };
-        let Some(found) = latest(&folder)? else {
-            let (folder, recipe) = (folder.display(), self.common.recipe.display());
-            let why = format!("there is no checkpoint in {folder}; train it first: `mdlc run {recipe}`");
-            return Err(RunError::failed(doing(), why));
-        };
+        let found = checkpoint::of_stage(&out, &self.name, latest)?;
         generator.load(tensors, cpu, |tensors| {
             train::load_weights(&found, spec, tensors)?;
             train::load_reads(&base, &out, &spec.reads, tensors)
@@ -216,7 +186,22 @@ impl Author {
     }
 }
 
-fn id_of(value: &Value) -> Option<u32> {
+/// The programs and weights of what the checker made of a folder's model.
+pub(super) fn of_writes(
+    writes: &Writes,
+    common: &Common,
+    rest: Kept,
+    ahead: u64,
+    tensors: &mut Tensors,
+    cpu: &Cpu,
+) -> Result<Generator, RunError> {
+    let Writes { graph, reads, .. } = writes;
+    let generator = Generator::new(graph, &orders_of(reads).collect(), Keep { kept: &[], rest }, ahead, cpu)?;
+    generator.load(tensors, cpu, |tensors| train::load_reads(&common.base(), &common.out(), reads, tensors))?;
+    Ok(generator)
+}
+
+pub(super) fn id_of(value: &Value) -> Option<u32> {
     u32::try_from(value.as_u64()?).ok()
 }
 
